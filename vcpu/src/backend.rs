@@ -1,0 +1,73 @@
+//! The seam between the run loop and whatever executes the guest.
+
+use crate::exit::{VmEntry, VmExit};
+use crate::regs::{Regs, SystemRegs};
+
+/// One virtual CPU. Owned by the thread that runs it.
+pub trait VcpuBackend: Send {
+    /// Runs the guest until something needs the VMM. `entry` answers the previous exit ([`VmEntry::Resume`] at first).
+    ///
+    /// # Errors
+    /// The host failed or the caller broke the contract; what a guest can cause is a [`VmExit`].
+    fn run(&mut self, entry: VmEntry) -> Result<VmExit, BackendError>;
+
+    /// General-purpose registers, RIP and RFLAGS.
+    ///
+    /// # Errors
+    /// As [`VcpuBackend::run`].
+    fn regs(&mut self) -> Result<Regs, BackendError>;
+
+    /// Replaces the general-purpose registers, RIP and RFLAGS.
+    ///
+    /// # Errors
+    /// As [`VcpuBackend::run`].
+    fn set_regs(&mut self, regs: &Regs) -> Result<(), BackendError>;
+
+    /// Segments, descriptor tables, control registers, EFER, APIC base.
+    ///
+    /// # Errors
+    /// As [`VcpuBackend::run`].
+    fn system_regs(&mut self) -> Result<SystemRegs, BackendError>;
+
+    /// Replaces segments, descriptor tables, control registers, EFER, APIC base.
+    ///
+    /// # Errors
+    /// As [`VcpuBackend::run`]; also a state that no CPU can be in.
+    fn set_system_regs(&mut self, regs: &SystemRegs) -> Result<(), BackendError>;
+
+    /// A handle with which other threads can get this vCPU out of the guest.
+    fn kick_handle(&self) -> Box<dyn Kick>;
+}
+
+/// Gets a vCPU out of the guest, from any thread.
+///
+/// Race-free: a kick made before, during or after [`VcpuBackend::run`] is always seen, as [`VmExit::Interrupted`] of
+/// the run in progress or of the next one. Several kicks may be seen as one.
+pub trait Kick: Send + Sync {
+    /// Requests an exit. Never blocks.
+    fn kick(&self);
+}
+
+/// The host failed, or a contract was broken. Never caused by a guest.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// A system call or ioctl failed.
+    #[error("{operation} failed: {source}")]
+    Host {
+        /// What was being done, e.g. `KVM_RUN`.
+        operation: &'static str,
+        /// The host's reason.
+        source: std::io::Error,
+    },
+    /// The entry does not answer the last exit.
+    #[error("entry {entry:?} does not answer the last exit ({expected} expected)")]
+    WrongEntry {
+        /// What was passed.
+        entry: VmEntry,
+        /// What would have been right.
+        expected: &'static str,
+    },
+    /// A scripted backend has nothing more to say.
+    #[error("the script ended")]
+    ScriptEnded,
+}

@@ -1,0 +1,1 @@
+//! Machine assembly, loaders, configuration.
