@@ -1,12 +1,52 @@
 //! Guest memory slots, with the rules of Linux KVM.
 //!
-//! Read in this order: [`addr`] and [`range`] (the vocabulary every other Umbra crate speaks).
+//! Read in this order: [`addr`] and [`range`] (the vocabulary every other Umbra crate speaks), [`slot`], [`generation`]
+//! and [`snapshot`] (what a reader sees), [`publish`] and [`page_map`] (how it gets there and how it is fast; also used
+//! by other crates), [`limits`], [`request`] and [`error`] (what may change), [`table`] and [`observer`] (how a change
+//! is made and who hears of it), [`dirty`] and [`backing`].
 #![cfg_attr(not(feature = "std"), no_std)]
 
 extern crate alloc;
 
 pub mod addr;
+#[expect(
+    unsafe_code,
+    reason = "declares the promise that a slot's host memory can be accessed"
+)]
+pub mod backing;
+pub mod dirty;
+pub mod error;
+pub mod generation;
+pub mod guest_memory;
+mod hva_tree;
+mod id_pool;
+pub mod limits;
+pub mod observer;
+pub mod page_map;
+pub mod publish;
 pub mod range;
+pub mod reader;
+pub mod request;
+mod rules;
+pub mod slot;
+mod slot_store;
+pub mod snapshot;
+mod sync;
+pub mod table;
 
 pub use addr::{Gfn, Gpa, Gva, Hva, PAGE_SHIFT, PAGE_SIZE};
+pub use backing::Backing;
+pub use dirty::DirtyBitmap;
+pub use error::{DirtyLogError, Errno, SlotError};
+pub use generation::Generation;
+pub use guest_memory::{EntrySize, Exchange, GuestMemory, MemoryFault};
+pub use limits::{DirtyLogMode, SlotLimits};
+pub use observer::{ObserverError, SlotObserver};
+pub use page_map::PageMap;
+pub use publish::{Published, Reader};
 pub use range::GfnRange;
+pub use reader::SlotReader;
+pub use request::{Applied, SlotChange, SlotRequest};
+pub use slot::{AddressSpaceId, GuestMemfd, MemSlot, SlotFlags, SlotId};
+pub use snapshot::Memslots;
+pub use table::{NewSlot, SlotTable};

@@ -1,0 +1,72 @@
+//! [`SlotStore`]: the slots of one address space by id, in shared chunks.
+//!
+//! A slot is one cache line and sits in place in its chunk, so finding it by id is two small hops that stay cached.
+//! Changing a slot copies its chunk and the directory of chunks, which is as long as the highest id needs.
+
+use crate::slot::{MemSlot, SlotId};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::array;
+
+/// Slots in a chunk.
+const CHUNK: usize = 32;
+
+type Chunk = [Option<MemSlot>; CHUNK];
+
+#[derive(Clone)]
+pub(crate) struct SlotStore {
+    chunks: Arc<[Option<Arc<Chunk>>]>,
+    len: usize,
+}
+
+impl SlotStore {
+    pub(crate) fn new() -> Self {
+        Self {
+            chunks: Arc::new([]),
+            len: 0,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, id: SlotId) -> Option<&MemSlot> {
+        let id = usize::from(id.get());
+        self.chunks.get(id / CHUNK)?.as_ref()?[id % CHUNK].as_ref()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Puts a slot at its id and returns what was there.
+    pub(crate) fn insert(&mut self, slot: MemSlot) -> Option<MemSlot> {
+        let id = usize::from(slot.id().get());
+        if id / CHUNK >= self.chunks.len() {
+            // Doubling keeps the number of regrowths low while ids are handed out in order.
+            let wanted = (id / CHUNK + 1).max(self.chunks.len() * 2);
+            let mut chunks: Vec<_> = self.chunks.iter().cloned().collect();
+            chunks.resize(wanted, None);
+            self.chunks = chunks.into();
+        }
+        let chunk =
+            Arc::make_mut(&mut self.chunks)[id / CHUNK].get_or_insert_with(|| Arc::new(array::from_fn(|_| None)));
+        let old = Arc::make_mut(chunk)[id % CHUNK].replace(slot);
+        if old.is_none() {
+            self.len += 1;
+        }
+        old
+    }
+
+    /// Takes the slot of an id away and returns it.
+    pub(crate) fn remove(&mut self, id: SlotId) -> Option<MemSlot> {
+        self.get(id)?;
+        let id = usize::from(id.get());
+        let entry = &mut Arc::make_mut(&mut self.chunks)[id / CHUNK];
+        let chunk = Arc::make_mut(entry.as_mut()?);
+        let old = chunk[id % CHUNK].take();
+        if chunk.iter().all(Option::is_none) {
+            *entry = None;
+        }
+        self.len -= 1;
+        old
+    }
+}

@@ -1,0 +1,468 @@
+//! [`SlotTable`]: the single writer of a virtual machine's slots.
+//!
+//! # What happens in which order
+//! Let *n* be the number of address spaces and *g* the present generation. "IP" is the in-progress mark.
+//!
+//! CREATE and FLAGS_ONLY, one replacement:
+//! 1. The rules are checked. A refusal ends here; nothing was visible to anybody.
+//! 2. Readers get the *new* slots with `g|IP`.
+//! 3. Each observer's [`after_commit`](SlotObserver::after_commit); here the KVM mirror makes its ioctl.
+//! 4. Each observer's [`generation_changes`](SlotObserver::generation_changes); readers get the new slots with `g+n`.
+//!
+//! DELETE and MOVE, two replacements:
+//! 1. The rules are checked.
+//! 2. Readers get the old slots, the affected one marked [invalid](MemSlot::is_invalid), with `g|IP` and then `g+n`.
+//! 3. Each observer's [`before_remove`](SlotObserver::before_remove): shadows of the old range go.
+//! 4. Readers get the same slots with `g+n|IP`.
+//! 5. Each observer's `after_commit`; here the KVM mirror makes its ioctl.
+//! 6. `generation_changes`; readers get the final slots with `g+2n`.
+//!
+//! If an observer refuses, those before it are told to [`roll_back`](SlotObserver::roll_back), last first, and the last
+//! step publishes the slots as they were instead. The generation has moved on just the same (the kernel's does, too,
+//! when it swaps back), so whatever was derived in the meantime is stale.
+//!
+//! Why like this: while a mirror works, readers see a state from which nothing wrong can follow. On creation they see
+//! the memory a moment *before* KVM has it, so there is no instant at which the guest could use memory and name it to a
+//! device that does not find it. On removal they see it as invalid ("try again", not "MMIO") until KVM has really lost
+//! it, and if KVM refuses, no reader ever saw it missing. The numbers of the generations, and which of them carry the
+//! mark, are KVM's (`kvm_set_memslot`, `kvm_swap_active_memslots`). One difference: a MOVE to frames above the host's
+//! highest is refused here before any reader notices; the kernel finds out after its first swap and swaps back, which
+//! costs it two generations.
+//!
+//! Memory of a removed slot stays mapped until the last snapshot that contains it is gone; see [`crate::Backing`].
+
+use crate::addr::{Gpa, Hva};
+use crate::backing::Backing;
+use crate::error::{DirtyLogError, SlotError};
+use crate::id_pool::IdPool;
+use crate::limits::{DirtyLogMode, SlotLimits};
+use crate::observer::{ObserverError, SlotObserver};
+use crate::publish::Published;
+use crate::reader::SlotReader;
+use crate::request::{Applied, SlotChange, SlotRequest};
+use crate::rules;
+use crate::slot::{AddressSpaceId, MemSlot, SlotFlags, SlotId};
+use crate::snapshot::Memslots;
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+/// The slots of a virtual machine, and who is told about their changes. See the [module](self) for the order of events.
+pub struct SlotTable {
+    limits: SlotLimits,
+    spaces: Vec<Space>,
+    observers: Vec<Box<dyn SlotObserver>>,
+}
+
+struct Space {
+    /// The state that readers should see when nothing is going on; never has the in-progress mark.
+    current: Memslots,
+    published: Arc<Published<Memslots>>,
+    ids: IdPool,
+}
+
+/// A slot to be created at an id that the table chooses. See [`SlotTable::add`].
+#[derive(Clone, Debug)]
+pub struct NewSlot {
+    /// The address space.
+    pub space: AddressSpaceId,
+    /// Where in the guest; page aligned.
+    pub at: Gpa,
+    /// The host memory.
+    pub backing: Arc<dyn Backing>,
+    /// Where in that memory the slot starts, in bytes; page aligned.
+    pub offset: u64,
+    /// Size of the slot in bytes; page aligned, not 0.
+    pub bytes: u64,
+    /// READ_ONLY and LOG_DIRTY as wanted.
+    pub flags: SlotFlags,
+}
+
+impl NewSlot {
+    /// A writable slot in the normal address space that is the whole of `backing`.
+    pub fn whole(at: Gpa, backing: Arc<dyn Backing>) -> Self {
+        let bytes = backing.bytes();
+        Self {
+            space: AddressSpaceId::Normal,
+            at,
+            backing,
+            offset: 0,
+            bytes,
+            flags: SlotFlags::empty(),
+        }
+    }
+
+    /// The same with these flags.
+    #[must_use]
+    pub fn with_flags(mut self, flags: SlotFlags) -> Self {
+        self.flags = flags;
+        self
+    }
+}
+
+impl SlotTable {
+    /// A table without slots or observers.
+    pub fn new(limits: SlotLimits) -> Self {
+        let spaces = AddressSpaceId::ALL
+            .into_iter()
+            .take(usize::from(limits.spaces()))
+            .map(|space| {
+                let current = Memslots::new(space);
+                let published = Arc::new(Published::new(current.clone()));
+                Space {
+                    current,
+                    published,
+                    ids: IdPool::new(limits.slots()),
+                }
+            })
+            .collect();
+        Self {
+            limits,
+            spaces,
+            observers: Vec::new(),
+        }
+    }
+
+    /// The host's limits.
+    pub fn limits(&self) -> &SlotLimits {
+        &self.limits
+    }
+
+    /// Adds an observer behind those that are there. It is not told about slots that exist already.
+    pub fn add_observer(&mut self, observer: Box<dyn SlotObserver>) {
+        self.observers.push(observer);
+    }
+
+    /// The present slots of an address space; an empty set if the host does not have that space.
+    pub fn slots(&self, space: AddressSpaceId) -> Memslots {
+        match self.spaces.get(usize::from(space.index())) {
+            Some(space) => space.current.clone(),
+            None => Memslots::new(space),
+        }
+    }
+
+    /// Where an address space's snapshots are published; `None` if the host does not have that space.
+    pub fn published(&self, space: AddressSpaceId) -> Option<&Arc<Published<Memslots>>> {
+        self.spaces
+            .get(usize::from(space.index()))
+            .map(|space| &space.published)
+    }
+
+    /// A reader of an address space, for one thread; `None` if the host does not have that space.
+    pub fn reader(&self, space: AddressSpaceId) -> Option<SlotReader> {
+        self.published(space)
+            .map(|published| SlotReader::new(Arc::clone(published)))
+    }
+
+    /// Makes the change that `KVM_SET_USER_MEMORY_REGION(2)` would make for the same argument.
+    ///
+    /// A slot created this way has no [`Backing`]: its host address is passed on, but not followed in this process.
+    /// Existing slots keep theirs.
+    ///
+    /// # Errors
+    /// A rule, an observer's refusal, or a failed rollback; see [`SlotError`].
+    pub fn apply(&mut self, request: SlotRequest) -> Result<Applied, SlotError> {
+        self.apply_with(request, None)
+    }
+
+    /// As [`SlotTable::apply`]; a slot that is created shares `backing`, in which its host range must lie.
+    ///
+    /// # Errors
+    /// As [`SlotTable::apply`].
+    pub fn apply_backed(&mut self, request: SlotRequest, backing: Arc<dyn Backing>) -> Result<Applied, SlotError> {
+        self.apply_with(request, Some(backing))
+    }
+
+    /// Creates a slot at the lowest free id.
+    ///
+    /// # Errors
+    /// [`SlotError::NoFreeSlot`], and as [`SlotTable::apply`].
+    pub fn add(&mut self, new: NewSlot) -> Result<SlotId, SlotError> {
+        let id = self.free_id(new.space)?;
+        let request = SlotRequest::set(
+            id.in_space(new.space),
+            new.flags,
+            new.at,
+            new.bytes,
+            Hva::new(new.backing.start().get().saturating_add(new.offset)),
+        );
+        if new.bytes == 0 {
+            // Would be read as a deletion.
+            return Err(SlotError::SizeUnaligned {
+                slot: request.slot,
+                size: 0,
+            });
+        }
+        self.apply_backed(request, new.backing)?;
+        Ok(id)
+    }
+
+    /// Deletes a slot.
+    ///
+    /// # Errors
+    /// [`SlotError::NothingToDelete`] if there is none, and as [`SlotTable::apply`].
+    pub fn remove(&mut self, space: AddressSpaceId, id: SlotId) -> Result<Applied, SlotError> {
+        self.apply(SlotRequest::delete(id.in_space(space)))
+    }
+
+    /// Moves a slot to start at `to`.
+    ///
+    /// # Errors
+    /// [`SlotError::NothingToDelete`] if there is no such slot, and as [`SlotTable::apply`].
+    pub fn relocate(&mut self, space: AddressSpaceId, id: SlotId, to: Gpa) -> Result<Applied, SlotError> {
+        let request = self.describe(space, id)?;
+        self.apply(SlotRequest {
+            guest_phys_addr: to,
+            ..request
+        })
+    }
+
+    /// Gives a slot other flags. Only LOG_DIRTY can differ from the present ones.
+    ///
+    /// # Errors
+    /// [`SlotError::NothingToDelete`] if there is no such slot, and as [`SlotTable::apply`].
+    pub fn set_flags(&mut self, space: AddressSpaceId, id: SlotId, flags: SlotFlags) -> Result<Applied, SlotError> {
+        let request = self.describe(space, id)?;
+        self.apply(SlotRequest {
+            flags: flags.bits(),
+            ..request
+        })
+    }
+
+    /// The lowest free slot id of an address space.
+    ///
+    /// # Errors
+    /// [`SlotError::NoFreeSlot`]; [`SlotError::NoSuchSpace`].
+    pub fn free_id(&self, space: AddressSpaceId) -> Result<SlotId, SlotError> {
+        let ids = self
+            .spaces
+            .get(usize::from(space.index()))
+            .map(|space| &space.ids)
+            .ok_or_else(|| self.no_space(space))?;
+        ids.lowest_free().ok_or(SlotError::NoFreeSlot {
+            space,
+            max_slots: self.limits.slots(),
+        })
+    }
+
+    /// The written pages of a slot, as `KVM_GET_DIRTY_LOG` returns them; cleared unless the mode is manual.
+    ///
+    /// # Errors
+    /// As the ioctl: [`DirtyLogError::Ring`], [`DirtyLogError::BadSlot`], [`DirtyLogError::NoLog`].
+    pub fn get_dirty_log(&self, slot: u32) -> Result<Vec<u64>, DirtyLogError> {
+        let dirty = self.logging_slot(slot)?.dirty().ok_or(DirtyLogError::NoLog { slot })?;
+        Ok(match self.limits.dirty_log {
+            DirtyLogMode::ManualClear { .. } => dirty.snapshot(),
+            DirtyLogMode::GetAndClear | DirtyLogMode::Ring => dirty.get_and_clear(),
+        })
+    }
+
+    /// Clears pages of a slot's log, as `KVM_CLEAR_DIRTY_LOG` does; see [`crate::DirtyBitmap::clear`]. Returns how many
+    /// pages were dirty and are now clean.
+    ///
+    /// # Errors
+    /// As the ioctl: [`DirtyLogError::Ring`], [`DirtyLogError::BadSlot`], [`DirtyLogError::NoLog`],
+    /// [`DirtyLogError::Range`].
+    pub fn clear_dirty_log(
+        &self,
+        slot: u32,
+        first_page: u64,
+        num_pages: u64,
+        bits: &[u64],
+    ) -> Result<u64, DirtyLogError> {
+        let found = self.logging_slot(slot);
+        // The kernel looks at the alignment of the first page before it looks for the slot.
+        if !matches!(found, Err(DirtyLogError::Ring | DirtyLogError::BadSlot { .. })) && !first_page.is_multiple_of(64)
+        {
+            let pages = found.map_or(0, |slot| slot.range().pages());
+            return Err(crate::dirty::BadClearRange {
+                first_page,
+                num_pages,
+                pages,
+            }
+            .into());
+        }
+        let dirty = found?.dirty().ok_or(DirtyLogError::NoLog { slot })?;
+        Ok(dirty.clear(first_page, num_pages, bits)?)
+    }
+
+    fn logging_slot(&self, slot: u32) -> Result<&MemSlot, DirtyLogError> {
+        let (limits, request) = (&self.limits, SlotRequest::delete(slot));
+        if limits.dirty_log == DirtyLogMode::Ring {
+            return Err(DirtyLogError::Ring);
+        }
+        let bad = DirtyLogError::BadSlot {
+            slot,
+            max_slots: limits.slots(),
+            spaces: limits.spaces(),
+        };
+        let space = self.spaces.get(usize::from(request.space_index())).ok_or(bad)?;
+        if request.id().get() >= limits.slots() {
+            return Err(bad);
+        }
+        space.current.by_id(request.id()).ok_or(DirtyLogError::NoLog { slot })
+    }
+
+    fn describe(&self, space: AddressSpaceId, id: SlotId) -> Result<SlotRequest, SlotError> {
+        let state = self
+            .spaces
+            .get(usize::from(space.index()))
+            .ok_or_else(|| self.no_space(space))?;
+        let slot = state.current.by_id(id).ok_or(SlotError::NothingToDelete {
+            slot: id.in_space(space),
+        })?;
+        Ok(SlotRequest::describing(slot))
+    }
+
+    fn no_space(&self, space: AddressSpaceId) -> SlotError {
+        let (index, spaces) = (u16::from(space.index()), self.limits.spaces());
+        SlotError::NoSuchSpace {
+            slot: SlotId::new(0).in_space(space),
+            index,
+            spaces,
+        }
+    }
+
+    fn apply_with(&mut self, request: SlotRequest, backing: Option<Arc<dyn Backing>>) -> Result<Applied, SlotError> {
+        let id = rules::space_of(&self.limits, &request)?;
+        let total_pages = self.spaces.iter().map(|space| space.current.total_pages()).sum();
+        let Some(space) = self.spaces.get_mut(usize::from(id.index())) else {
+            return Err(self.no_space(id));
+        };
+        let planned = rules::plan(&self.limits, &space.current, total_pages, &request, backing)?;
+        if let Some(change) = &planned {
+            let mut update = Update {
+                space,
+                observers: &mut self.observers,
+                spaces: self.limits.spaces(),
+            };
+            update.run(change)?;
+        }
+        Ok(Applied {
+            change: planned,
+            generation: space.current.generation(),
+        })
+    }
+}
+
+/// A checked change on its way to the readers and observers.
+struct Update<'a> {
+    space: &'a mut Space,
+    observers: &'a mut [Box<dyn SlotObserver>],
+    spaces: u8,
+}
+
+impl Update<'_> {
+    fn run(&mut self, change: &SlotChange) -> Result<(), SlotError> {
+        let before = self.space.current.clone();
+        let after = edited(&before, change);
+        if let SlotChange::Delete { old } | SlotChange::Move { old, .. } = change {
+            let mut invalid = before.clone();
+            invalid.replace(old.clone().with_flags(old.flags() | SlotFlags::INVALID));
+            self.begin(&invalid);
+            self.finish(invalid.clone());
+            for observer in self.observers.iter_mut() {
+                observer.before_remove(old);
+            }
+            self.begin(&invalid);
+        } else {
+            self.begin(&after);
+        }
+        match self.tell(change) {
+            Ok(()) => {
+                self.finish(after);
+                self.account_ids(change);
+                Ok(())
+            }
+            Err(error) => {
+                self.finish(before);
+                Err(error)
+            }
+        }
+    }
+
+    /// Shows `slots` under the old number with the in-progress mark.
+    fn begin(&self, slots: &Memslots) {
+        let generation = self.space.current.generation().begin_update();
+        self.space.published.store(Arc::new(slots.with_generation(generation)));
+    }
+
+    /// Shows `slots` under the next number and makes them the present state.
+    fn finish(&mut self, slots: Memslots) {
+        let generation = self.space.current.generation().finish_update(self.spaces);
+        for observer in self.observers.iter_mut() {
+            observer.generation_changes(slots.space(), generation);
+        }
+        self.space.current = slots.with_generation(generation);
+        self.space.published.store(Arc::new(self.space.current.clone()));
+    }
+
+    /// Asks every observer; if one refuses, those before it roll back.
+    fn tell(&mut self, change: &SlotChange) -> Result<(), SlotError> {
+        let (space, id) = (change.space(), change.id());
+        for asked in 0..self.observers.len() {
+            let Err(refusal) = self.observers[asked].after_commit(change) else {
+                continue;
+            };
+            return Err(match self.roll_back(asked, change) {
+                Ok(()) => SlotError::Refused {
+                    space,
+                    id,
+                    source: Box::new(refusal),
+                },
+                Err(failure) => SlotError::RollbackFailed {
+                    space,
+                    id,
+                    source: Box::new(failure),
+                },
+            });
+        }
+        Ok(())
+    }
+
+    /// Lets the first `count` observers undo the change, last first; returns the first failure.
+    fn roll_back(&mut self, count: usize, change: &SlotChange) -> Result<(), ObserverError> {
+        let mut result = Ok(());
+        for observer in self.observers[..count].iter_mut().rev() {
+            result = result.and(observer.roll_back(change));
+        }
+        result
+    }
+
+    fn account_ids(&mut self, change: &SlotChange) {
+        match change {
+            SlotChange::Create { new } => self.space.ids.take(new.id()),
+            SlotChange::Delete { old } => self.space.ids.release(old.id()),
+            SlotChange::Move { .. } | SlotChange::SetFlags { .. } => {}
+        }
+    }
+}
+
+/// `slots` after `change`, still with the old generation.
+fn edited(slots: &Memslots, change: &SlotChange) -> Memslots {
+    let mut slots = slots.clone();
+    match change {
+        SlotChange::Create { new } => slots.insert(new.clone()),
+        SlotChange::Delete { old } => slots.remove(old.id()),
+        SlotChange::Move { old, new } => {
+            slots.remove(old.id());
+            slots.insert(new.clone());
+        }
+        SlotChange::SetFlags { new, .. } => slots.replace(new.clone()),
+    }
+    slots
+}
+
+impl fmt::Debug for SlotTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SlotTable")
+            .field("limits", &self.limits)
+            .field(
+                "spaces",
+                &self.spaces.iter().map(|space| &space.current).collect::<Vec<_>>(),
+            )
+            .field("observers", &self.observers.len())
+            .finish()
+    }
+}
