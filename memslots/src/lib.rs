@@ -3,7 +3,7 @@
 //! Read in this order: [`addr`] and [`range`] (the vocabulary every other Umbra crate speaks), [`slot`], [`generation`]
 //! and [`snapshot`] (what a reader sees), [`publish`] and [`page_map`] (how it gets there and how it is fast; also used
 //! by other crates), [`limits`], [`request`] and [`error`] (what may change), [`table`] and [`observer`] (how a change
-//! is made and who hears of it), [`dirty`] and [`backing`].
+//! is made and who hears of it), [`dirty`], [`backing`] and [`guest_memory`] (the contents).
 #![cfg_attr(not(feature = "std"), no_std)]
 
 extern crate alloc;
@@ -18,6 +18,8 @@ pub mod dirty;
 pub mod error;
 pub mod generation;
 pub mod guest_memory;
+#[expect(unsafe_code, reason = "follows host addresses that a backing vouches for")]
+mod host_access;
 mod hva_tree;
 mod id_pool;
 pub mod limits;
@@ -29,10 +31,13 @@ pub mod reader;
 pub mod request;
 mod rules;
 pub mod slot;
+mod slot_memory;
 mod slot_store;
 pub mod snapshot;
 mod sync;
 pub mod table;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use addr::{Gfn, Gpa, Gva, Hva, PAGE_SHIFT, PAGE_SIZE};
 pub use backing::Backing;
