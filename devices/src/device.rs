@@ -2,6 +2,7 @@
 //! an effect on the machine (power off, map a region) is *returned* and applied by the caller when no lock is held.
 
 use crate::access::{IoOp, IoSize};
+use crate::bus::{BusChange, Port};
 use umbra_memslots::{GfnRange, Gpa};
 
 /// A device model behind the bus.
@@ -31,11 +32,21 @@ pub enum IoOutcome {
     Effect {
         /// What a read returns; ignored for a write.
         value: u64,
-        /// What the caller must now do. Boxed: it is rare, and the common answers fit in two registers.
+        /// What the caller must now do. Boxed: it is rare, and the common answers shall stay small.
         effect: Box<Effect>,
     },
     /// The device does not do this. The bus decides what the guest sees (all ones / ignored) and counts it.
     Refused(Refusal),
+}
+
+impl IoOutcome {
+    /// A write that was taken and has an effect on the machine.
+    pub fn effect(effect: Effect) -> Self {
+        Self::Effect {
+            value: 0,
+            effect: Box::new(effect),
+        }
+    }
 }
 
 /// Why a device refused an access.
@@ -73,11 +84,10 @@ pub enum Effect {
         /// Where.
         range: GfnRange,
     },
-    /// Move an MMIO region of this device (a BAR) in one step: no moment at which neither or both places answer.
-    MoveMmio {
-        /// Present start of the region.
-        from: Gpa,
-        /// New start.
-        to: Gpa,
-    },
+    /// Change the MMIO bus: move a BAR, signal an eventfd on writes, coalesce writes.
+    Mmio(BusChange<Gpa>),
+    /// Change the port bus.
+    Pio(BusChange<Port>),
+    /// Several effects, to be applied in this order.
+    All(Vec<Effect>),
 }

@@ -1,10 +1,15 @@
 //! The MMIO/PIO bus, interrupt lines and device models.
 //!
-//! Read in this order: [`access`] (what an access is), [`device`] (what a device is and may answer).
+//! Read in this order: [`access`] (what an access is), [`device`] (what a device is and may answer), [`bus`] (how an
+//! access finds its device), [`irq`] and [`clock`] (what devices hold), [`models`] (the devices).
 
 pub mod access;
+pub mod bus;
 pub mod device;
 pub mod irq;
+mod sync;
+pub mod testing;
 
 pub use access::{IoOp, IoSize};
+pub use bus::{Bus, BusAddress, BusChange, BusCursor, BusRange, Port};
 pub use device::{Device, Effect, IoOutcome, Refusal};
