@@ -2,7 +2,14 @@
 //!
 //! Read in this order: [`cli`] and [`config`] (what can be asked for), [`exit_status`] (how it can end).
 
+pub mod app;
+pub mod builtin;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod exit_status;
+pub mod kvm_host;
+pub mod signals;
 pub mod size;
+pub mod style;
+pub mod terminal;

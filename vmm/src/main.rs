@@ -1,2 +1,5 @@
 //! The `vmm` binary.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    umbra_vmm::app::main()
+}

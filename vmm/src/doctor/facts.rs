@@ -1,0 +1,324 @@
+//! What the host has, as data. Nothing here is an error: what can't be read is absent.
+
+use super::capabilities::{self, Need};
+use super::cpu_has;
+use crate::kvm_host;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+/// Everything `vmm doctor` found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Facts {
+    /// The machine and its kernel.
+    pub host: Host,
+    /// What KVM can do, or why it can't be used.
+    pub kvm: Kvm,
+    /// Parameters of the kvm modules, by `module.parameter`.
+    pub parameters: BTreeMap<String, String>,
+    /// Huge pages.
+    pub huge_pages: HugePages,
+}
+
+/// The machine and its kernel.
+#[derive(Clone, Debug, Serialize)]
+pub struct Host {
+    /// Kernel release.
+    pub kernel: String,
+    /// CPU model, as the kernel names it.
+    pub cpu: Option<String>,
+    /// Hardware virtualisation: `vmx`, `svm` or none.
+    pub virtualisation: Option<&'static str>,
+    /// Whether this is itself a virtual machine.
+    pub is_guest: bool,
+    /// CPUs that we may run on.
+    pub cpus: usize,
+    /// Memory in bytes.
+    pub memory_total: u64,
+    /// Memory that is free or easily freed, in bytes.
+    pub memory_available: Option<u64>,
+    /// Physical address bits.
+    pub physical_bits: Option<u32>,
+    /// CPU features that matter to a guest, and whether they are there.
+    pub features: BTreeMap<&'static str, bool>,
+}
+
+/// Which KVM there is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Intel VMX.
+    Vmx,
+    /// AMD SVM.
+    Svm,
+    /// No hardware virtualisation below: guest user mode runs natively on shadow page tables, guest kernel mode is
+    /// emulated unless the guest knows about it.
+    PagetableVm,
+    /// Can't be told.
+    Unknown,
+}
+
+/// What KVM can do, or why it can't be used.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Kvm {
+    /// Why not.
+    Unusable {
+        /// The reason and what to do.
+        unusable: String,
+    },
+    /// What it can do.
+    Usable(Box<Usable>),
+}
+
+/// What a usable KVM can do.
+#[derive(Clone, Debug, Serialize)]
+pub struct Usable {
+    /// The device.
+    pub device: String,
+    /// Which KVM.
+    pub kind: Kind,
+    /// API version.
+    pub api_version: i32,
+    /// vCPUs that are reasonable.
+    pub recommended_vcpus: usize,
+    /// vCPUs that are possible.
+    pub max_vcpus: usize,
+    /// Memory slots of one VM.
+    pub memory_slots: usize,
+    /// Whether a VM and a vCPU could be made; else why not.
+    pub trial: Result<(), String>,
+    /// The capabilities that Umbra asks about.
+    pub capabilities: Vec<CapabilityValue>,
+}
+
+/// A capability and its value here.
+#[derive(Clone, Debug, Serialize)]
+pub struct CapabilityValue {
+    /// Name without `KVM_CAP_`.
+    pub name: &'static str,
+    /// What `KVM_CHECK_EXTENSION` answers; 0 is "no".
+    pub value: i32,
+    /// How much depends on it.
+    pub need: Need,
+    /// What Umbra does with it.
+    pub used_for: &'static str,
+}
+
+/// Huge pages.
+#[derive(Clone, Debug, Serialize)]
+pub struct HugePages {
+    /// When transparent huge pages are used: `always`, `madvise` or `never`.
+    pub transparent: Option<String>,
+    /// Reserved pages of each size.
+    pub reserved: Vec<Reserved>,
+}
+
+/// Reserved huge pages of one size.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reserved {
+    /// Size of one page in KiB.
+    pub page_kib: u64,
+    /// How many there are.
+    pub total: u64,
+    /// How many are free.
+    pub free: u64,
+}
+
+impl Kvm {
+    /// Whether a guest can be run.
+    pub fn usable(&self) -> bool {
+        match self {
+            Self::Unusable { .. } => false,
+            Self::Usable(kvm) => {
+                kvm.trial.is_ok()
+                    && kvm
+                        .capabilities
+                        .iter()
+                        .all(|cap| cap.value > 0 || cap.need == Need::Useful)
+            }
+        }
+    }
+}
+
+/// Looks at the host.
+pub fn gather(kvm_device: &Path) -> Facts {
+    Facts {
+        host: host(),
+        kvm: kvm(kvm_device),
+        parameters: parameters(),
+        huge_pages: huge_pages(),
+    }
+}
+
+const FEATURES: [&str; 12] = [
+    "ept",
+    "npt",
+    "nx",
+    "pdpe1gb",
+    "la57",
+    "smep",
+    "smap",
+    "pku",
+    "x2apic",
+    "tsc_deadline_timer",
+    "invariant_tsc",
+    "avx2",
+];
+
+fn host() -> Host {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = cpuinfo.lines().find(|line| line.starts_with(name))?;
+        line.split_once(':').map(|(_, value)| value.trim().to_owned())
+    };
+    let info = rustix::system::sysinfo();
+    let has = |flag: &str| match flag {
+        // The kernel's names for it.
+        "invariant_tsc" => cpu_has(&cpuinfo, "constant_tsc") && cpu_has(&cpuinfo, "nonstop_tsc"),
+        _ => cpu_has(&cpuinfo, flag),
+    };
+    Host {
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        cpu: field("model name"),
+        virtualisation: ["vmx", "svm"].into_iter().find(|flag| cpu_has(&cpuinfo, flag)),
+        is_guest: cpu_has(&cpuinfo, "hypervisor"),
+        cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        memory_total: info.totalram.saturating_mul(info.mem_unit.into()),
+        memory_available: meminfo("MemAvailable"),
+        physical_bits: field("address sizes").and_then(|text| text.split_whitespace().next()?.parse().ok()),
+        features: FEATURES.into_iter().map(|flag| (flag, has(flag))).collect(),
+    }
+}
+
+/// A line of `/proc/meminfo`, in bytes.
+fn meminfo(name: &str) -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// Which KVM is loaded, by the modules that show in sysfs (built-in ones with parameters show too).
+pub fn kind() -> Kind {
+    let loaded = |module: &str| Path::new("/sys/module").join(module).exists();
+    match () {
+        () if loaded("kvm_intel") => Kind::Vmx,
+        () if loaded("kvm_amd") => Kind::Svm,
+        () if loaded("kvm_pvm") => Kind::PagetableVm,
+        () => Kind::Unknown,
+    }
+}
+
+fn kvm(device: &Path) -> Kvm {
+    let kvm = match kvm_host::open(device) {
+        Ok(kvm) => kvm,
+        Err(error) => {
+            return Kvm::Unusable {
+                unusable: error.to_string(),
+            };
+        }
+    };
+    let trial = kvm
+        .create_vm()
+        .map_err(|error| format!("KVM_CREATE_VM: {error}"))
+        .and_then(|vm| vm.create_vcpu(0).map_err(|error| format!("KVM_CREATE_VCPU: {error}")));
+    let value = |number: u32| kvm.check_extension_raw(number.into());
+    Kvm::Usable(Box::new(Usable {
+        device: device.display().to_string(),
+        kind: kind(),
+        api_version: kvm.get_api_version(),
+        recommended_vcpus: kvm.get_nr_vcpus(),
+        max_vcpus: kvm.get_max_vcpus(),
+        memory_slots: kvm.get_nr_memslots(),
+        trial: trial.map(drop),
+        capabilities: capabilities::ALL
+            .iter()
+            .map(|cap| CapabilityValue {
+                name: cap.name,
+                value: value(cap.number),
+                need: cap.need,
+                used_for: cap.used_for,
+            })
+            .collect(),
+    }))
+}
+
+const PARAMETERS: [(&str, &[&str]); 4] = [
+    (
+        "kvm",
+        &[
+            "mmio_caching",
+            "tdp_mmu",
+            "nx_huge_pages",
+            "halt_poll_ns",
+            "ignore_msrs",
+        ],
+    ),
+    (
+        "kvm_intel",
+        &["ept", "unrestricted_guest", "enable_apicv", "nested", "pml"],
+    ),
+    ("kvm_amd", &["npt", "avic", "nested", "vgif"]),
+    ("kvm_pvm", &[]),
+];
+
+fn parameters() -> BTreeMap<String, String> {
+    let pairs = PARAMETERS
+        .iter()
+        .flat_map(|(module, names)| names.iter().map(move |name| (module, name)));
+    pairs
+        .filter_map(|(module, name)| {
+            let value = fs::read_to_string(format!("/sys/module/{module}/parameters/{name}")).ok()?;
+            Some((format!("{module}.{name}"), value.trim().to_owned()))
+        })
+        .collect()
+}
+
+fn huge_pages() -> HugePages {
+    let transparent = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
+        .ok()
+        .and_then(|text| {
+            // The one in force is in brackets.
+            Some(text.split_once('[')?.1.split_once(']')?.0.to_owned())
+        });
+    let directories = fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    let mut reserved: Vec<Reserved> = directories
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let page_kib = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+            let number = |file: &str| fs::read_to_string(entry.path().join(file)).ok()?.trim().parse().ok();
+            Some(Reserved {
+                page_kib,
+                total: number("nr_hugepages")?,
+                free: number("free_hugepages")?,
+            })
+        })
+        .collect();
+    reserved.sort_by_key(|reserved| reserved.page_kib);
+    HugePages { transparent, reserved }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_of_this_host_are_plausible() {
+        let facts = gather("/dev/kvm".as_ref());
+        assert!(facts.host.cpus >= 1);
+        assert!(facts.host.memory_total > 64 << 20);
+        assert!(!facts.host.kernel.is_empty());
+    }
+
+    #[test]
+    fn unusable_kvm_is_a_fact_with_its_reason() {
+        let facts = gather("/nonexistent/kvm".as_ref());
+        assert!(!facts.kvm.usable());
+        let json = serde_json::to_value(&facts).unwrap();
+        assert!(json["kvm"]["unusable"].as_str().unwrap().contains("does not exist"));
+    }
+}

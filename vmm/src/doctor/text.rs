@@ -1,0 +1,208 @@
+//! The doctor's facts for people: what matters first, details below.
+
+use super::capabilities::Need;
+use super::facts::{Facts, Kind, Kvm, Usable};
+use crate::style::Style;
+use std::fmt::Write;
+
+/// The whole report.
+pub fn render(facts: &Facts, style: Style) -> String {
+    let mut out = String::new();
+    let mut row = |name: &str, value: &str| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "{} {value}", style.bold(&format!("{name:<14}")));
+    };
+    match &facts.kvm {
+        Kvm::Unusable { unusable } => row("KVM", &format!("{} {unusable}", style.bad("unusable:"))),
+        Kvm::Usable(kvm) => {
+            row("KVM", &verdict(facts, kvm, style));
+            row("", &style.dim(kind_means(kvm.kind)));
+            row(
+                "Limits",
+                &format!(
+                    "{} vCPUs ({} recommended), {} memory slots",
+                    kvm.max_vcpus, kvm.recommended_vcpus, kvm.memory_slots
+                ),
+            );
+        }
+    }
+    row("Host", &host(facts));
+    row("CPU features", &features(facts, style));
+    if let Some((value, means)) = mmio_caching(facts) {
+        row("MMIO caching", value);
+        row("", &style.dim(means));
+    }
+    row("Huge pages", &huge_pages(facts));
+    if !facts.parameters.is_empty() {
+        let list: Vec<String> = facts
+            .parameters
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        row("Parameters", &list.join("  "));
+    }
+    if let Kvm::Usable(kvm) = &facts.kvm {
+        capabilities(&mut out, kvm, style);
+    }
+    out
+}
+
+fn verdict(facts: &Facts, kvm: &Usable, style: Style) -> String {
+    let name = match kvm.kind {
+        Kind::Vmx => "Intel VMX",
+        Kind::Svm => "AMD SVM",
+        Kind::PagetableVm => "pagetable-VM",
+        Kind::Unknown => "of a kind that can't be told",
+    };
+    let base = format!("{}: {name}, API version {}", kvm.device, kvm.api_version);
+    if facts.kvm.usable() {
+        return format!("{} {base}", style.good("usable:"));
+    }
+    let missing = kvm
+        .capabilities
+        .iter()
+        .find(|cap| cap.need == Need::Required && cap.value <= 0);
+    let reason = match (&kvm.trial, missing) {
+        (Err(reason), _) => reason.clone(),
+        (_, Some(cap)) => format!("KVM_CAP_{} is missing ({})", cap.name, cap.used_for),
+        _ => String::new(),
+    };
+    format!("{} {base}, but {reason}", style.bad("unusable:"))
+}
+
+fn kind_means(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Vmx | Kind::Svm => "guests run on the CPU, at full speed",
+        Kind::PagetableVm => {
+            "no hardware virtualisation below: guest user mode runs natively, guest kernel mode is emulated and slow, \
+             and not every instruction is known there"
+        }
+        Kind::Unknown => "none of kvm_intel, kvm_amd and kvm_pvm shows in /sys/module",
+    }
+}
+
+fn host(facts: &Facts) -> String {
+    let host = &facts.host;
+    let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
+    let mut parts = vec![format!("Linux {}", host.kernel)];
+    parts.extend(host.cpu.clone());
+    parts.push(format!("{} CPUs", host.cpus));
+    parts.push(match host.memory_available {
+        Some(available) => format!("{} memory ({} available)", gib(host.memory_total), gib(available)),
+        None => format!("{} memory", gib(host.memory_total)),
+    });
+    if host.is_guest {
+        parts.push("itself a virtual machine".to_owned());
+    }
+    parts.join(", ")
+}
+
+fn features(facts: &Facts, style: Style) -> String {
+    let host = &facts.host;
+    let mut parts: Vec<String> = host.virtualisation.map(|flag| style.good(flag)).into_iter().collect();
+    if parts.is_empty() {
+        parts.push(style.warn("no vmx, no svm"));
+    }
+    parts.extend(
+        host.features
+            .iter()
+            .filter(|(_, present)| **present)
+            .map(|(name, _)| (*name).to_owned()),
+    );
+    parts.extend(host.physical_bits.map(|bits| format!("{bits} physical address bits")));
+    parts.join(", ")
+}
+
+fn mmio_caching(facts: &Facts) -> Option<(&'static str, &'static str)> {
+    match facts.parameters.get("kvm.mmio_caching")?.as_str() {
+        "Y" => Some((
+            "on in KVM",
+            "KVM remembers MMIO pages in reserved-bit SPTEs; Umbra remembers them on its side of the exit",
+        )),
+        _ => Some((
+            "off in KVM",
+            "each MMIO access is looked up anew inside KVM (kvm.mmio_caching=N, or no spare address bit); Umbra still \
+             remembers on its side of the exit",
+        )),
+    }
+}
+
+fn huge_pages(facts: &Facts) -> String {
+    let pages = &facts.huge_pages;
+    let mut parts = vec![format!(
+        "transparent: {}",
+        pages.transparent.as_deref().unwrap_or("not in this kernel")
+    )];
+    parts.extend(pages.reserved.iter().map(|reserved| {
+        let size = crate::size::ByteSize::new(reserved.page_kib << 10);
+        match reserved.total {
+            0 => format!("{size}: none reserved"),
+            total => format!("{size}: {} of {total} free", reserved.free),
+        }
+    }));
+    parts.join(", ")
+}
+
+fn capabilities(out: &mut String, kvm: &Usable, style: Style) {
+    let width = kvm.capabilities.iter().map(|cap| cap.name.len()).max().unwrap_or(0);
+    let _ = writeln!(
+        out,
+        "\n{}",
+        style.bold(&format!("{:<width$}  {:>6}  used for", "  KVM_CAP_", "value"))
+    );
+    for cap in &kvm.capabilities {
+        let mark = match (cap.value > 0, cap.need) {
+            (true, _) => style.good("✓"),
+            (false, Need::Useful) => style.warn("–"),
+            (false, Need::Required) => style.bad("✗"),
+        };
+        let name = format!("{:<width$}", cap.name);
+        let name = if cap.value > 0 { name } else { style.dim(&name) };
+        let _ = writeln!(out, "{mark} {name}{:>6}  {}", cap.value, style.dim(cap.used_for));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::facts;
+    use super::*;
+
+    #[test]
+    fn unusable_kvm_comes_first_with_its_reason() {
+        let text = render(&facts::gather("/nonexistent/kvm".as_ref()), Style::Plain);
+        let first = text.lines().next().unwrap();
+        assert!(
+            first.starts_with("KVM") && first.contains("unusable: /nonexistent/kvm does not exist"),
+            "{first}"
+        );
+        assert!(text.contains("Huge pages"));
+    }
+
+    #[test]
+    fn plain_style_has_no_escape_sequences() {
+        assert!(!render(&facts::gather("/dev/kvm".as_ref()), Style::Plain).contains('\x1b'));
+    }
+
+    #[test]
+    fn missing_required_capability_is_named() {
+        let mut facts = facts::gather("/nonexistent/kvm".as_ref());
+        facts.kvm = Kvm::Usable(Box::new(Usable {
+            device: "/dev/kvm".into(),
+            kind: Kind::Svm,
+            api_version: 12,
+            recommended_vcpus: 2,
+            max_vcpus: 8,
+            memory_slots: 32,
+            trial: Ok(()),
+            capabilities: vec![facts::CapabilityValue {
+                name: "IMMEDIATE_EXIT",
+                value: 0,
+                need: Need::Required,
+                used_for: "pausing a vCPU without a race",
+            }],
+        }));
+        assert!(!facts.kvm.usable());
+        let text = render(&facts, Style::Plain);
+        assert!(text.contains("unusable: /dev/kvm: AMD SVM, API version 12, but KVM_CAP_IMMEDIATE_EXIT is missing"));
+    }
+}
