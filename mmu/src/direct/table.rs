@@ -1,0 +1,331 @@
+//! [`DirectTable`]: a radix tree from gfn to page-table entry, in the format that a CPU walks.
+//!
+//! **Reading** takes no lock, writes nothing shared and allocates nothing: four or five dependent loads, between two
+//! loads of a counter. **Writing** is serialised by one lock.
+//!
+//! Tables are recycled, and a reader may be inside one when that happens. It can't read freed memory (tables are
+//! named by index, see [`crate::tables`]), but it could read what the table holds in its next life. So the writer
+//! first unlinks, then counts [`DirectTable::recycled`] up, then clears and reuses; the reader compares the counter
+//! before and after. If it followed a link that was already cut when it started, it would have seen the cut (the
+//! counter's acquire); if it read an entry of the next life, it sees the counter moved (that entry's acquire). In
+//! both cases it throws its answer away. `tests/loom_direct.rs` checks this.
+
+use super::levels::Levels;
+use crate::shadow::{SpteLayout, link};
+use crate::sync::{AtomicU64, Lock, Ordering};
+use crate::tables::{ENTRIES, EntryLocation, HeapTables, TableId, TableSpace};
+use alloc::vec::Vec;
+use core::fmt;
+use umbra_memslots::{AddressSpaceId, Gfn, GfnRange};
+
+/// What a walk found at the bottom, or where it had to stop.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leaf {
+    /// The entry, as the hardware would read it.
+    pub entry: u64,
+    /// Its level: 1 for 4 KiB; higher if the walk met an entry there that isn't a link.
+    pub level: u8,
+    /// Where it is.
+    pub at: EntryLocation,
+}
+
+/// All tables are in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("all {limit} page tables are in use")]
+pub struct OutOfTables {
+    /// How many there are.
+    pub limit: u32,
+}
+
+/// The tree has no place for a gfn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NewTableError {
+    /// The space doesn't even hold the roots and one path.
+    #[error("{capacity} page tables are too few: {needed} are needed for one page in each address space")]
+    TooFewTables {
+        /// What the space has.
+        capacity: u32,
+        /// What is needed.
+        needed: u32,
+    },
+}
+
+/// What installing an entry did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Installed {
+    /// Where the entry is.
+    pub at: EntryLocation,
+    /// What was there before.
+    pub old: u64,
+}
+
+/// What a zap removed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Zapped {
+    /// Entries of level 1 (and, where there are any, large ones).
+    pub leaves: u64,
+    /// Tables that went back to the free ones.
+    pub tables: u32,
+}
+
+/// One radix tree for each address space, in one [`TableSpace`].
+pub struct DirectTable<S = HeapTables> {
+    layout: SpteLayout,
+    levels: Levels,
+    space: S,
+    /// How often tables were recycled. Only moves under the lock.
+    recycled: AtomicU64,
+    free: Lock<FreeTables>,
+}
+
+/// Tables that are empty and linked from nowhere.
+struct FreeTables {
+    /// Were in use, and have been cleared.
+    returned: Vec<TableId>,
+    /// From here on none was ever in use.
+    untouched: u32,
+}
+
+impl<S: TableSpace> DirectTable<S> {
+    /// Empty trees for both address spaces.
+    ///
+    /// `space` must be zeroed and used by nobody else.
+    ///
+    /// # Errors
+    /// [`NewTableError::TooFewTables`].
+    pub fn new(layout: SpteLayout, levels: Levels, space: S) -> Result<Self, NewTableError> {
+        let roots = u32::from(AddressSpaceId::COUNT);
+        let capacity = space.capacity();
+        let needed = roots + u32::from(levels.get()) - 1;
+        if capacity < needed {
+            return Err(NewTableError::TooFewTables { capacity, needed });
+        }
+        let table = Self {
+            layout,
+            levels,
+            space,
+            recycled: AtomicU64::new(0),
+            free: Lock::new(FreeTables {
+                returned: Vec::with_capacity(capacity as usize),
+                untouched: roots,
+            }),
+        };
+        for space in AddressSpaceId::ALL {
+            table.make_empty(table.root(space));
+        }
+        Ok(table)
+    }
+
+    /// The layout of the entries.
+    #[must_use]
+    pub fn layout(&self) -> &SpteLayout {
+        &self.layout
+    }
+
+    /// Number of levels.
+    #[must_use]
+    pub fn levels(&self) -> Levels {
+        self.levels
+    }
+
+    /// Where the tables are.
+    #[must_use]
+    pub fn space(&self) -> &S {
+        &self.space
+    }
+
+    /// The root of an address space's tree.
+    #[inline]
+    #[must_use]
+    pub fn root(&self, address_space: AddressSpaceId) -> TableId {
+        TableId::new(u32::from(address_space.index()))
+    }
+
+    /// Number of tables in use, roots included.
+    #[must_use]
+    pub fn tables_in_use(&self) -> u32 {
+        self.write(|writer| writer.tables_in_use())
+    }
+
+    /// Walks to the entry for `gfn`, as a CPU would. `None` if tables were recycled meanwhile: nothing is known then.
+    ///
+    /// A gfn that the tree can't hold gives an empty entry.
+    #[inline]
+    #[must_use]
+    pub fn walk(&self, address_space: AddressSpaceId, gfn: Gfn) -> Option<Leaf> {
+        let before = self.recycled.load(Ordering::Acquire);
+        let leaf = self.walk_once(self.root(address_space), gfn);
+        // The loads of the walk are acquire: this one comes after them.
+        (self.recycled.load(Ordering::Acquire) == before).then_some(leaf)
+    }
+
+    /// Changes the tree, with all other writers held off.
+    pub fn write<R>(&self, f: impl FnOnce(&mut TableWriter<'_, S>) -> R) -> R {
+        self.free.with(|free| f(&mut TableWriter { table: self, free }))
+    }
+
+    #[inline]
+    fn walk_once(&self, root: TableId, gfn: Gfn) -> Leaf {
+        let mut table = root;
+        let mut level = self.levels.get();
+        loop {
+            let at = EntryLocation {
+                table,
+                index: self.levels.index(gfn, level),
+            };
+            let entry = if self.levels.holds(gfn) {
+                self.space.load(at)
+            } else {
+                self.layout.empty()
+            };
+            let next = if level > 1 { self.next(entry) } else { None };
+            match next {
+                Some(next) => (table, level) = (next, level - 1),
+                None => return Leaf { entry, level, at },
+            }
+        }
+    }
+
+    #[inline]
+    fn next(&self, entry: u64) -> Option<TableId> {
+        self.space.table_at(link::target(&self.layout, entry)?)
+    }
+
+    fn entries(table: TableId) -> impl Iterator<Item = EntryLocation> {
+        (0u16..).take(ENTRIES).map(move |index| EntryLocation { table, index })
+    }
+
+    /// A table of zeros, as the space came, becomes one of empty entries.
+    fn make_empty(&self, table: TableId) {
+        if self.layout.empty() != 0 {
+            for at in Self::entries(table) {
+                self.space.store(at, self.layout.empty());
+            }
+        }
+    }
+}
+
+/// The right to change a [`DirectTable`].
+pub struct TableWriter<'a, S> {
+    table: &'a DirectTable<S>,
+    free: &'a mut FreeTables,
+}
+
+impl<S: TableSpace> TableWriter<'_, S> {
+    /// Puts `entry` at level 1 for `gfn`, making the tables above it. The tree must hold the gfn ([`Levels::holds`]);
+    /// for another, nothing is installed and the root's entry is reported.
+    ///
+    /// # Errors
+    /// [`OutOfTables`]; what was there before is still there.
+    pub fn install(&mut self, address_space: AddressSpaceId, gfn: Gfn, entry: u64) -> Result<Installed, OutOfTables> {
+        let layout = &self.table.layout;
+        loop {
+            let leaf = self.table.walk_once(self.table.root(address_space), gfn);
+            if leaf.level > 1 && self.table.levels.holds(gfn) {
+                let child = self.allocate()?;
+                self.table
+                    .space
+                    .store(leaf.at, link::encode(layout, self.table.space.address(child)));
+                continue;
+            }
+            if leaf.level == 1 && leaf.entry != entry {
+                self.table.space.store(leaf.at, entry);
+            }
+            return Ok(Installed {
+                at: leaf.at,
+                old: leaf.entry,
+            });
+        }
+    }
+
+    /// Number of tables in use, roots included.
+    #[must_use]
+    pub fn tables_in_use(&self) -> u32 {
+        let returned = u32::try_from(self.free.returned.len()).unwrap_or(u32::MAX);
+        self.free.untouched.saturating_sub(returned)
+    }
+
+    /// Removes all entries for gfns of the range, and the tables that held nothing else.
+    pub fn zap_range(&mut self, address_space: AddressSpaceId, range: GfnRange) -> Zapped {
+        let mut zapped = Zapped::default();
+        let levels = self.table.levels;
+        if let Some(range) = range.intersection(levels.gfns()) {
+            self.zap_below(self.table.root(address_space), levels.get(), range, &mut zapped);
+        }
+        zapped
+    }
+
+    /// Removes all entries of an address space.
+    pub fn zap_all(&mut self, address_space: AddressSpaceId) -> Zapped {
+        self.zap_range(address_space, self.table.levels.gfns())
+    }
+
+    /// `range` lies within what `table` covers. At most five deep.
+    fn zap_below(&mut self, table: TableId, level: u8, range: GfnRange, zapped: &mut Zapped) {
+        let levels = self.table.levels;
+        for index in levels.index(range.start(), level)..=levels.index(range.last(), level) {
+            let at = EntryLocation { table, index };
+            let entry = self.table.space.load(at);
+            if entry == self.table.layout.empty() {
+                continue;
+            }
+            let child = if level > 1 { self.table.next(entry) } else { None };
+            match (child, levels.covered(range.start(), level, index).intersection(range)) {
+                // The part of the range that this entry covers is not all that it covers.
+                (Some(child), Some(part)) if part.pages() < levels.pages_per_entry(level) => {
+                    self.zap_below(child, level - 1, part, zapped);
+                }
+                (Some(child), _) => {
+                    self.table.space.store(at, self.table.layout.empty());
+                    // Between the cut and the first change below it: see the module's text.
+                    self.table.recycled.fetch_add(1, Ordering::Release);
+                    self.recycle(child, level - 1, zapped);
+                }
+                (None, _) => {
+                    self.table.space.store(at, self.table.layout.empty());
+                    zapped.leaves += 1;
+                }
+            }
+        }
+    }
+
+    /// Clears an unlinked table and all below it, and makes them free.
+    fn recycle(&mut self, table: TableId, level: u8, zapped: &mut Zapped) {
+        for at in DirectTable::<S>::entries(table) {
+            let entry = self.table.space.load(at);
+            if entry == self.table.layout.empty() {
+                continue;
+            }
+            match if level > 1 { self.table.next(entry) } else { None } {
+                Some(child) => self.recycle(child, level - 1, zapped),
+                None => zapped.leaves += 1,
+            }
+            self.table.space.store(at, self.table.layout.empty());
+        }
+        self.free.returned.push(table);
+        zapped.tables += 1;
+    }
+
+    fn allocate(&mut self) -> Result<TableId, OutOfTables> {
+        if let Some(table) = self.free.returned.pop() {
+            return Ok(table);
+        }
+        let limit = self.table.space.capacity();
+        if self.free.untouched == limit {
+            return Err(OutOfTables { limit });
+        }
+        let table = TableId::new(self.free.untouched);
+        self.free.untouched += 1;
+        self.table.make_empty(table);
+        Ok(table)
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for DirectTable<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DirectTable")
+            .field("levels", &self.levels)
+            .field("space", &self.space)
+            .finish_non_exhaustive()
+    }
+}

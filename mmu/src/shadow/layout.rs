@@ -1,0 +1,571 @@
+//! [`SpteLayout`]: the bit budget of a shadow page-table entry (SPTE) on one host.
+//!
+//! An SPTE is read by a CPU (or by the model of one), so most of its 64 bits are the hardware's. What software keeps
+//! in it has to live where the hardware doesn't look. Three kinds of entry share the word:
+//!
+//! ```text
+//!  63   62        52 51            M                     12  11 10     3 2 1 0
+//!  NX   software ,   address: bits M-1..12, above: reserved  M  software,      present entry (link or leaf)
+//!       keys, A/D                                            =1 A, D, PAT
+//!
+//!  V    generation   V: some reserved bit   gfn << 12        0  gener-   access MMIO SPTE, x86: P=1 and a bit of
+//!       high part    (bit 51)                                   ation    W,U,P  51..M set: #PF with P and RSVD
+//!                                                               low
+//!  V    generation   gfn << 12                               0  gener-   1 1 0  MMIO SPTE, EPT: writable and not
+//!       high part                                               ation           readable: misconfiguration
+//!
+//!  E    0            0                                       0  0        0 0 0  empty (E: only with #VE)
+//! ```
+//!
+//! `M` is the physical width of the host. Bit 11 (`SPTE_MMU_PRESENT_MASK`) is ignored by the hardware in every format
+//! and set in each link and leaf, never in an MMIO SPTE: one test tells what the MMU has mapped from everything else.
+//! The generation bits overlap bits that mean something else in a present entry (A, D, NX neighbours, access
+//! tracking), so "is it an MMIO SPTE?" must be asked *before* any other decoding.
+//!
+//! A host open to L1 terminal fault fetches from its L1 cache by the address bits of a not-present *or reserved*
+//! entry. There, the top five bits that the cache compares are always set in an MMIO SPTE, and the gpa bits that they
+//! hide are stored again five places higher.
+//!
+//! The names and rules are those of `kvm_mmu_reset_all_pte_masks`, `kvm_mmu_set_mmio_spte_mask`,
+//! `kvm_mmu_set_ept_masks` and `svm_adjust_mmio_mask` in Linux.
+
+use super::bits::bits;
+use super::host::{EntryFormat, GenerationSpans, HostParams};
+use umbra_memslots::{Gfn, PAGE_SHIFT};
+
+/// Bit 11, set by the MMU in each link and leaf (`SPTE_MMU_PRESENT_MASK`).
+pub const MMU_PRESENT: u64 = 1 << 11;
+
+/// Bits that may tell an MMIO SPTE from others (`SPTE_MMIO_ALLOWED_MASK`): 63, 51–12 and 2–0.
+pub const MMIO_ALLOWED: u64 = bits(63, 63) | bits(12, 51) | bits(0, 2);
+
+/// What a table entry holds for a moment while it is being replaced (`FROZEN_SPTE`). Nothing may mistake it for an
+/// MMIO SPTE.
+pub const FROZEN: u64 = bits(63, 63) | 0x5a0;
+
+/// How far, in bits, the hidden gpa bits are displaced on a host open to L1TF
+/// (`SHADOW_NONPRESENT_OR_RSVD_MASK_LEN`).
+pub const L1TF_DISPLACEMENT: u32 = 5;
+
+/// Architectural limit of physical address bits.
+const MAX_PHYSICAL_BITS: u32 = 52;
+/// No long-mode CPU has fewer.
+const MIN_PHYSICAL_BITS: u32 = 32;
+
+/// Bit 63 of an EPT entry: violations through it are not turned into #VE.
+const EPT_SUPPRESS_VE: u64 = 1 << 63;
+/// Bits 2:0 of an EPT entry: read, write, execute.
+const EPT_RWX: u64 = 0b111;
+/// Write and execute without read: a misconfiguration on every CPU (SDM vol. 3C, 29.3.3.1).
+const EPT_MISCONFIGURED: u64 = 0b110;
+
+const X86_PRESENT: u64 = 1;
+const X86_WRITE: u64 = 1 << 1;
+const X86_USER: u64 = 1 << 2;
+
+// The budget adds up: no bit has two owners.
+const _: () = {
+    let generation = GenerationSpans::KVM;
+    assert!(generation.low.mask() & generation.high.mask() == 0);
+    assert!(generation.mask() & MMIO_ALLOWED == 0);
+    assert!(generation.mask() & MMU_PRESENT == 0);
+    assert!(MMIO_ALLOWED & MMU_PRESENT == 0);
+    // Every bit belongs to somebody.
+    assert!(generation.mask() | MMIO_ALLOWED | MMU_PRESENT == u64::MAX);
+    // Far from wrapping at each slot update, and within one 64-bit generation.
+    assert!(generation.width() >= 16 && generation.width() < 32);
+    // The frozen pattern has no access bit, and an MMIO SPTE has at least one.
+    assert!(FROZEN & EPT_RWX == 0 && FROZEN & X86_PRESENT == 0);
+};
+
+/// The bit budget for one host. A plain value, computed once and copied to where it is needed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SpteLayout {
+    host: HostParams,
+    mmio_value: u64,
+    mmio_mask: u64,
+    mmio_access: u64,
+    /// Address bits that are always set in an MMIO SPTE (L1TF); 0 on a host that isn't open to it.
+    always_set: u64,
+    /// Address bits that hold the gpa where it belongs.
+    lower_gfn: u64,
+    off: Option<CachingOff>,
+}
+
+/// Why a host can't have, or wasn't given, MMIO SPTEs. Each MMIO access then costs a slot search.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
+pub enum CachingOff {
+    /// It was asked for.
+    #[error("switched off by option")]
+    ByOption,
+    /// All 52 address bits are real on this host, so no entry of it can be made to fault as reserved.
+    #[error("the host has {physical_bits} physical address bits, which leaves none reserved to mark an MMIO SPTE")]
+    NoReservedBit {
+        /// Physical address bits of the host, with the one the memory encryption uses.
+        physical_bits: u32,
+    },
+    /// The marking bits include some that other users of the entry need.
+    #[error("the MMIO mask {mask:#x} has bits outside the allowed ones ({MMIO_ALLOWED:#x})")]
+    MaskNotAllowed {
+        /// The mask in question.
+        mask: u64,
+    },
+    /// The marking bits fall onto address bits of ordinary gfns.
+    #[error("the MMIO value {value:#x} collides with gfn bits {gfn_bits:#x}")]
+    CollidesWithGfn {
+        /// The value in question.
+        value: u64,
+        /// Where gfns are kept.
+        gfn_bits: u64,
+    },
+    /// The marking bits fall onto the displaced gpa bits of the L1TF defence.
+    #[error("the MMIO value {value:#x} collides with the displaced gpa bits {displaced:#x}")]
+    CollidesWithDisplaced {
+        /// The value in question.
+        value: u64,
+        /// Where the displaced bits are kept.
+        displaced: u64,
+    },
+    /// `value & mask != value`: no entry could be recognised.
+    #[error("the MMIO value {value:#x} is not within its mask {mask:#x}")]
+    ValueOutsideMask {
+        /// The value in question.
+        value: u64,
+        /// The mask in question.
+        mask: u64,
+    },
+    /// An entry that is being replaced, or an empty one, would be taken for an MMIO SPTE.
+    #[error("entry {pattern:#x}, which is not an MMIO SPTE, matches the MMIO value {value:#x} under mask {mask:#x}")]
+    MatchesOther {
+        /// The entry that would be mistaken.
+        pattern: u64,
+        /// The value in question.
+        value: u64,
+        /// The mask in question.
+        mask: u64,
+    },
+}
+
+/// Host parameters that no host has.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
+pub enum LayoutError {
+    /// A width outside 32–52.
+    #[error("{what} is {bits} bits; {MIN_PHYSICAL_BITS} to {MAX_PHYSICAL_BITS} were expected")]
+    Width {
+        /// Which width.
+        what: &'static str,
+        /// Its value.
+        bits: u32,
+    },
+    /// The generation spans overlap each other, or lie where the gfn, the access or the marks are.
+    #[error("generation bits {mask:#x} overlap each other or bits {taken:#x} that are not theirs")]
+    GenerationSpans {
+        /// The bits in question.
+        mask: u64,
+        /// Bits that belong to others.
+        taken: u64,
+    },
+}
+
+impl SpteLayout {
+    /// The layout that KVM would choose on such a host.
+    ///
+    /// A host that can't have MMIO SPTEs is not an error: see [`SpteLayout::caching_off`].
+    ///
+    /// # Errors
+    /// [`LayoutError`] for parameters that no host has.
+    pub const fn new(host: HostParams) -> Result<Self, LayoutError> {
+        match host.format {
+            EntryFormat::X86 => {
+                let value = x86_mmio_value(&host);
+                Self::with_mmio_bits(host, value, value, X86_WRITE | X86_USER)
+            }
+            EntryFormat::Ept { suppress_ve } => {
+                let mask = if suppress_ve {
+                    EPT_RWX | EPT_SUPPRESS_VE
+                } else {
+                    EPT_RWX
+                };
+                Self::with_mmio_bits(host, EPT_MISCONFIGURED, mask, 0)
+            }
+        }
+    }
+
+    /// A layout whose MMIO SPTEs are marked by given bits, for a vendor with needs of its own: an entry is an MMIO
+    /// SPTE if `entry & mask == value`; `access` says which of the bits 2:0 hold the access.
+    ///
+    /// Bits that can't work switch caching off, by the rules of `kvm_mmu_set_mmio_spte_mask`.
+    ///
+    /// # Errors
+    /// [`LayoutError`] for parameters that no host has.
+    pub const fn with_mmio_bits(host: HostParams, value: u64, mask: u64, access: u64) -> Result<Self, LayoutError> {
+        if host.physical_bits < MIN_PHYSICAL_BITS || host.physical_bits > MAX_PHYSICAL_BITS {
+            return Err(LayoutError::Width {
+                what: "the physical address width",
+                bits: host.physical_bits,
+            });
+        }
+        let (always_set, low_bits) = match host.l1tf_cache_bits {
+            Some(cache) if cache < MIN_PHYSICAL_BITS || cache > MAX_PHYSICAL_BITS => {
+                return Err(LayoutError::Width {
+                    what: "the address width of the L1 data cache",
+                    bits: cache,
+                });
+            }
+            // Five more bits must fit above the cache's; a CPU so wide isn't open to L1TF.
+            Some(cache) if cache < MAX_PHYSICAL_BITS - L1TF_DISPLACEMENT => {
+                let low_bits = cache - L1TF_DISPLACEMENT;
+                (bits(low_bits, cache - 1), low_bits)
+            }
+            _ => (0, host.physical_bits),
+        };
+        let spans = host.generation;
+        let taken = MMIO_ALLOWED | MMU_PRESENT;
+        if spans.low.mask() & spans.high.mask() != 0 || spans.mask() & taken != 0 {
+            return Err(LayoutError::GenerationSpans {
+                mask: spans.mask(),
+                taken,
+            });
+        }
+        let lower_gfn = bits(PAGE_SHIFT, low_bits - 1);
+        let mut layout = Self {
+            host,
+            mmio_value: value,
+            mmio_mask: mask,
+            mmio_access: access,
+            always_set,
+            lower_gfn,
+            off: None,
+        };
+        layout.off = layout.why_off();
+        if layout.off.is_some() {
+            layout.mmio_value = 0;
+        }
+        Ok(layout)
+    }
+
+    const fn why_off(&self) -> Option<CachingOff> {
+        let (value, mask) = (self.mmio_value, self.mmio_mask);
+        let displaced = self.always_set << L1TF_DISPLACEMENT;
+        if !self.host.mmio_caching {
+            return Some(CachingOff::ByOption);
+        }
+        if value == 0 {
+            return Some(CachingOff::NoReservedBit {
+                physical_bits: self.host.physical_bits,
+            });
+        }
+        if mask & !MMIO_ALLOWED != 0 {
+            return Some(CachingOff::MaskNotAllowed { mask });
+        }
+        if value & self.lower_gfn != 0 {
+            return Some(CachingOff::CollidesWithGfn {
+                value,
+                gfn_bits: self.lower_gfn,
+            });
+        }
+        if value & displaced != 0 {
+            return Some(CachingOff::CollidesWithDisplaced { value, displaced });
+        }
+        if value & mask != value {
+            return Some(CachingOff::ValueOutsideMask { value, mask });
+        }
+        if FROZEN & mask == value {
+            return Some(CachingOff::MatchesOther {
+                pattern: FROZEN,
+                value,
+                mask,
+            });
+        }
+        if self.empty() & mask == value {
+            return Some(CachingOff::MatchesOther {
+                pattern: self.empty(),
+                value,
+                mask,
+            });
+        }
+        None
+    }
+
+    /// The host it was computed for.
+    #[must_use]
+    pub const fn host(&self) -> &HostParams {
+        &self.host
+    }
+
+    /// Why there are no MMIO SPTEs with this layout; `None` if there are (`enable_mmio_caching`).
+    #[inline]
+    #[must_use]
+    pub const fn caching_off(&self) -> Option<CachingOff> {
+        self.off
+    }
+
+    /// Whether there are MMIO SPTEs with this layout.
+    #[inline]
+    #[must_use]
+    pub const fn caches_mmio(&self) -> bool {
+        self.off.is_none()
+    }
+
+    /// The bits that mark an MMIO SPTE (`shadow_mmio_value`); 0 if there are none.
+    #[inline]
+    #[must_use]
+    pub const fn mmio_value(&self) -> u64 {
+        self.mmio_value
+    }
+
+    /// The bits in which [`SpteLayout::mmio_value`] is looked for (`shadow_mmio_mask`).
+    #[inline]
+    #[must_use]
+    pub const fn mmio_mask(&self) -> u64 {
+        self.mmio_mask
+    }
+
+    /// The bits of an MMIO SPTE that hold the access (`shadow_mmio_access_mask`): W and U, or none in EPT format.
+    #[inline]
+    #[must_use]
+    pub const fn mmio_access_mask(&self) -> u64 {
+        self.mmio_access
+    }
+
+    /// Address bits that are set in every MMIO SPTE (`shadow_nonpresent_or_rsvd_mask`); 0 unless open to L1TF.
+    #[inline]
+    #[must_use]
+    pub const fn l1tf_mask(&self) -> u64 {
+        self.always_set
+    }
+
+    /// Address bits that hold the gpa undisplaced (`shadow_nonpresent_or_rsvd_lower_gfn_mask`).
+    #[inline]
+    #[must_use]
+    pub const fn lower_gfn_mask(&self) -> u64 {
+        self.lower_gfn
+    }
+
+    /// Where the generation goes.
+    #[inline]
+    #[must_use]
+    pub const fn generation_spans(&self) -> GenerationSpans {
+        self.host.generation
+    }
+
+    /// Whether an MMIO SPTE can hold this gfn. Others are emulated without one.
+    #[inline]
+    #[must_use]
+    pub const fn holds_gfn(&self, gfn: Gfn) -> bool {
+        let gpa = gfn.base().get();
+        gpa & !(self.lower_gfn | self.always_set) == 0
+    }
+
+    /// An entry that maps nothing: 0, or with #VE the bit that keeps it an ordinary violation.
+    #[inline]
+    #[must_use]
+    pub const fn empty(&self) -> u64 {
+        match self.host.format {
+            EntryFormat::Ept { suppress_ve: true } => EPT_SUPPRESS_VE,
+            _ => 0,
+        }
+    }
+
+    /// Whether the entry is a link or leaf (`is_shadow_present_pte`).
+    #[inline]
+    #[must_use]
+    pub const fn is_mmu_present(&self, entry: u64) -> bool {
+        entry & MMU_PRESENT != 0
+    }
+}
+
+/// The reserved bits with which an x86 MMIO SPTE is marked, and the present bit; 0 if no bit is reserved.
+const fn x86_mmio_value(host: &HostParams) -> u64 {
+    let reserved = match host.encryption_bit {
+        None if host.physical_bits == MAX_PHYSICAL_BITS => 0,
+        // Reserved on every CPU with fewer than 52 bits, and no gfn of such a host reaches it.
+        None => bits(51, 51),
+        // All bits above the width that encryption leaves. The C-bit may be among them and isn't reserved: if it is
+        // the lowest, the mask begins above it, or it could be the only one.
+        Some(c_bit) => {
+            let lowest = if c_bit == host.physical_bits {
+                host.physical_bits + 1
+            } else {
+                host.physical_bits
+            };
+            bits(lowest, 51)
+        }
+    };
+    if reserved == 0 { 0 } else { reserved | X86_PRESENT }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::CpuidResult;
+    use super::*;
+    use crate::shadow::BitSpan;
+
+    fn layout(host: HostParams) -> SpteLayout {
+        SpteLayout::new(host).unwrap()
+    }
+
+    #[test]
+    fn x86_host_below_52_bits_marks_with_bit_51_and_present() {
+        for physical_bits in 32..52 {
+            let layout = layout(HostParams::x86(physical_bits));
+            assert_eq!(layout.mmio_value(), 0x8_0000_0000_0001);
+            assert_eq!(layout.mmio_mask(), layout.mmio_value());
+            assert_eq!(layout.mmio_access_mask(), 0b110);
+            assert_eq!(layout.caching_off(), None);
+        }
+    }
+
+    #[test]
+    fn x86_host_of_52_bits_has_no_reserved_bit_and_caching_is_off() {
+        let layout = layout(HostParams::x86(52));
+        assert_eq!(layout.mmio_value(), 0);
+        assert_eq!(
+            layout.caching_off(),
+            Some(CachingOff::NoReservedBit { physical_bits: 52 })
+        );
+    }
+
+    #[test]
+    fn ept_host_marks_with_writable_but_not_readable_whatever_its_width() {
+        for physical_bits in 32..=52 {
+            let layout = layout(HostParams::ept(physical_bits));
+            assert_eq!(
+                (layout.mmio_value(), layout.mmio_mask(), layout.mmio_access_mask()),
+                (0b110, 0b111, 0)
+            );
+            assert!(layout.caches_mmio());
+        }
+        let with_ve = layout(HostParams {
+            format: EntryFormat::Ept { suppress_ve: true },
+            ..HostParams::ept(46)
+        });
+        assert_eq!(with_ve.mmio_mask(), 1 << 63 | 0b111);
+        assert_eq!(with_ve.empty(), 1 << 63);
+    }
+
+    #[test]
+    fn l1tf_host_displaces_the_top_five_bits_of_its_cache() {
+        let layout = layout(HostParams::x86(39).with_l1tf(44));
+        assert_eq!(layout.l1tf_mask(), 0b1_1111 << 39);
+        assert_eq!(layout.lower_gfn_mask(), bits(12, 38));
+        assert_eq!(layout.l1tf_mask() << L1TF_DISPLACEMENT, 0b1_1111 << 44);
+        assert!(layout.caches_mmio());
+    }
+
+    #[test]
+    fn l1tf_is_not_defended_against_where_five_more_bits_do_not_fit() {
+        assert_ne!(layout(HostParams::x86(46).with_l1tf(46)).l1tf_mask(), 0);
+        let wide = layout(HostParams::x86(47).with_l1tf(47));
+        assert_eq!(wide.l1tf_mask(), 0);
+        assert_eq!(wide.lower_gfn_mask(), bits(12, 46));
+    }
+
+    #[test]
+    fn encrypting_host_marks_with_all_bits_above_the_reduced_width() {
+        // A 48-bit EPYC whose encryption takes 5 bits and uses bit 47.
+        let leaf = CpuidResult {
+            ebx: 47 | 5 << 6,
+            ..CpuidResult::default()
+        };
+        let host = HostParams::x86(48).with_encryption(leaf);
+        assert_eq!(host.physical_bits, 43);
+        assert_eq!(layout(host).mmio_value(), bits(43, 51) | 1);
+        // The C-bit right above the width is left out.
+        let leaf = CpuidResult {
+            ebx: 47 | 1 << 6,
+            ..CpuidResult::default()
+        };
+        assert_eq!(
+            layout(HostParams::x86(48).with_encryption(leaf)).mmio_value(),
+            bits(48, 51) | 1
+        );
+        // Only the C-bit is above the width: nothing is reserved.
+        let leaf = CpuidResult {
+            ebx: 51 | 1 << 6,
+            ..CpuidResult::default()
+        };
+        assert!(!layout(HostParams::x86(52).with_encryption(leaf)).caches_mmio());
+    }
+
+    #[test]
+    fn cpuid_gives_the_width_and_its_absence_means_36() {
+        let modern = |leaf| match leaf {
+            0x8000_0000 => CpuidResult {
+                eax: 0x8000_0008,
+                ..CpuidResult::default()
+            },
+            0x8000_0008 => CpuidResult {
+                eax: 0x3930,
+                ..CpuidResult::default()
+            },
+            _ => CpuidResult::default(),
+        };
+        assert_eq!(HostParams::from_cpuid(EntryFormat::X86, modern).physical_bits, 48);
+        assert_eq!(
+            HostParams::from_cpuid(EntryFormat::X86, |_| CpuidResult::default()).physical_bits,
+            36
+        );
+    }
+
+    #[test]
+    fn marks_that_cannot_work_switch_caching_off_and_say_why() {
+        let host = HostParams::x86(48);
+        let off = |host, value, mask| {
+            SpteLayout::with_mmio_bits(host, value, mask, 0b110)
+                .unwrap()
+                .caching_off()
+        };
+        assert_eq!(
+            off(host.with_mmio_caching(false), 1 << 51, 1 << 51),
+            Some(CachingOff::ByOption)
+        );
+        assert!(matches!(
+            off(host, 1 << 5, 1 << 5),
+            Some(CachingOff::MaskNotAllowed { .. })
+        ));
+        assert!(matches!(
+            off(host, 1 << 40, 1 << 40),
+            Some(CachingOff::CollidesWithGfn { .. })
+        ));
+        assert!(matches!(
+            off(host, 1 << 51 | 1, 1),
+            Some(CachingOff::ValueOutsideMask { .. })
+        ));
+        assert!(matches!(
+            off(host, 1 << 63, 1 << 63),
+            Some(CachingOff::MatchesOther { pattern: FROZEN, .. })
+        ));
+        let l1tf = HostParams::x86(46).with_l1tf(46);
+        assert!(matches!(
+            off(l1tf, 1 << 50, 1 << 50),
+            Some(CachingOff::CollidesWithDisplaced { .. })
+        ));
+        assert_eq!(off(l1tf, 1 << 51, 1 << 51), None);
+    }
+
+    #[test]
+    fn host_that_cannot_be_is_an_error() {
+        assert!(matches!(
+            SpteLayout::new(HostParams::x86(31)),
+            Err(LayoutError::Width { bits: 31, .. })
+        ));
+        assert!(matches!(
+            SpteLayout::new(HostParams::x86(53)),
+            Err(LayoutError::Width { bits: 53, .. })
+        ));
+        assert!(matches!(
+            SpteLayout::new(HostParams::x86(46).with_l1tf(60)),
+            Err(LayoutError::Width { bits: 60, .. })
+        ));
+        let on_the_gfn = GenerationSpans {
+            low: BitSpan::new(3, 12).unwrap(),
+            high: BitSpan::new(52, 62).unwrap(),
+        };
+        let host = HostParams::x86(46).with_generation(on_the_gfn);
+        assert!(matches!(
+            SpteLayout::new(host),
+            Err(LayoutError::GenerationSpans { .. })
+        ));
+    }
+}
