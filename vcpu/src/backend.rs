@@ -42,7 +42,8 @@ pub trait VcpuBackend: Send {
 /// Gets a vCPU out of the guest, from any thread.
 ///
 /// Race-free: a kick made before, during or after [`VcpuBackend::run`] is always seen, as [`VmExit::Interrupted`] of
-/// the run in progress or of the next one. Several kicks may be seen as one.
+/// the run in progress or of the next one (if an access is being handed out in pieces: of the run after the last
+/// piece). Several kicks may be seen as one, and one may be seen twice.
 pub trait Kick: Send + Sync {
     /// Requests an exit. Never blocks.
     fn kick(&self);

@@ -1,0 +1,32 @@
+//! Ordinary KVM. The only folder that knows `kvm_bindings`.
+//!
+//! Read in this order: [`KvmHost`] (open it, say why not), [`Capability`] and [`HostCaps`] (what it can do), [`KvmVm`]
+//! (make a machine), [`KvmVcpu`] (run it).
+
+mod caps;
+mod cpuid;
+mod error;
+mod exits;
+mod host;
+mod irq;
+#[expect(
+    unsafe_code,
+    reason = "the kick signal's handler writes through a pointer; gettid and tgkill have no safe wrapper"
+)]
+mod kick;
+mod memory;
+mod registers;
+#[expect(unsafe_code, reason = "memory shared with the kernel, and KVM_RUN")]
+mod run_page;
+mod start_state;
+#[cfg(test)]
+mod tests;
+mod vcpu;
+mod vm;
+
+pub use caps::{Capability, HostCaps, KvmKind};
+pub use error::KvmError;
+pub use host::{DEVICE, KvmHost, OpenError};
+pub use irq::{GsiRoute, KvmIrqSink, RouteTarget};
+pub use vcpu::KvmVcpu;
+pub use vm::{Irqchip, KvmVm, VmOptions};

@@ -1,0 +1,235 @@
+//! A KVM virtual machine: its interrupt controllers, its start-up state and its vCPUs.
+
+use super::caps::Capability;
+use super::cpuid::Cpu;
+use super::error::KvmError;
+use super::host::KvmHost;
+use super::irq::{self, GsiRoute, KvmIrqSink};
+use super::memory::VmMemory;
+use super::run_page::RunPage;
+use super::start_state;
+use super::vcpu::KvmVcpu;
+use kvm_bindings::{
+    CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_USER_SPACE_MSR,
+    KVM_MSR_EXIT_REASON_UNKNOWN, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
+};
+use kvm_ioctls::VmFd;
+use std::sync::Arc;
+use umbra_devices::irq::Gsi;
+use umbra_memslots::Gpa;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Which interrupt controllers live in the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Irqchip {
+    /// PIC, I/O APIC, local APICs and the PIT. `hlt` waits in the kernel.
+    #[default]
+    Kernel,
+    /// The local APICs only; the lines of I/O APIC and PIC are ours. `hlt` waits in the kernel.
+    Split {
+        /// Input pins of the I/O APIC that user space models (24 on a PC).
+        pins: u32,
+    },
+    /// None: one vCPU, no interrupts; `hlt` comes back as [`crate::exit::VmExit::Hlt`]. For bare test guests.
+    None,
+}
+
+/// What to make a VM with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VmOptions {
+    /// vCPUs the machine will have; goes into the topology that each of them sees.
+    pub vcpus: u32,
+    /// Interrupt controllers.
+    pub irqchip: Irqchip,
+    /// Three pages that Intel's KVM keeps real-mode state in; must be clear of slots and devices.
+    pub tss_address: Gpa,
+    /// One page for Intel's KVM, after `tss_address` was chosen the same way.
+    pub identity_map_address: Gpa,
+    /// Whether accesses to MSRs that KVM does not know come to us instead of raising #GP in the guest.
+    pub exit_on_unknown_msr: bool,
+}
+
+impl Default for VmOptions {
+    /// One vCPU, everything in the kernel, Intel's pages below the firmware at 4 GiB, as other VMMs place them.
+    fn default() -> Self {
+        Self {
+            vcpus: 1,
+            irqchip: Irqchip::Kernel,
+            tss_address: Gpa::new(0xfffb_d000),
+            identity_map_address: Gpa::new(0xfffb_c000),
+            exit_on_unknown_msr: false,
+        }
+    }
+}
+
+/// A virtual machine. Cheap to share by reference; everything it makes keeps the kernel's side of it alive.
+pub struct KvmVm {
+    memory: Arc<VmMemory>,
+    options: VmOptions,
+    cpuid: CpuId,
+    run_size: usize,
+    max_vcpus: u32,
+    sync_regs: u32,
+    tsc_deadline: bool,
+}
+
+impl KvmVm {
+    /// Makes a VM with its interrupt controllers, without memory and vCPUs.
+    ///
+    /// # Errors
+    /// The host lacks something needed, or the kernel refused a step.
+    pub fn new(host: &KvmHost, options: VmOptions) -> Result<Self, KvmError> {
+        require(host, Capability::ImmediateExit)?;
+        let fd = host.kvm().create_vm().map_err(KvmError::ioctl("KVM_CREATE_VM"))?;
+        // Both are for Intel without unrestricted guests, and must come before the first vCPU; elsewhere they cost
+        // nothing and change nothing.
+        fd.set_identity_map_address(options.identity_map_address.get())
+            .map_err(KvmError::ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        let tss = usize::try_from(options.tss_address.get()).unwrap_or(usize::MAX);
+        fd.set_tss_address(tss).map_err(KvmError::ioctl("KVM_SET_TSS_ADDR"))?;
+        make_irqchip(host, &fd, options.irqchip)?;
+        if host.cap(Capability::ExitOnEmulationFailure) != 0 {
+            enable(&fd, "exit on emulation failure", KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)?;
+        }
+        if options.exit_on_unknown_msr {
+            require(host, Capability::UserSpaceMsr)?;
+            enable(
+                &fd,
+                "user-space MSR",
+                KVM_CAP_X86_USER_SPACE_MSR,
+                KVM_MSR_EXIT_REASON_UNKNOWN,
+            )?;
+        }
+        let cpuid = host.supported_cpuid().map_err(|source| KvmError::Ioctl {
+            operation: "KVM_GET_SUPPORTED_CPUID",
+            source,
+        })?;
+        Ok(Self {
+            run_size: fd.run_size(),
+            max_vcpus: Capability::MaxVcpus.probe_vm(&fd),
+            sync_regs: host.cap(Capability::SyncRegs),
+            tsc_deadline: options.irqchip != Irqchip::None && host.cap(Capability::TscDeadline) != 0,
+            memory: Arc::new(VmMemory::new(fd)),
+            options,
+            cpuid,
+        })
+    }
+
+    /// What it was made with.
+    pub fn options(&self) -> &VmOptions {
+        &self.options
+    }
+
+    /// Makes vCPU number `id` (also its local APIC id) in the state after reset, except that CPUID, the local APIC's
+    /// interrupt pins and a few MSRs are set up as firmware would have. With an interrupt controller in the kernel,
+    /// every vCPU but number 0 waits there for its start-up interrupts.
+    ///
+    /// # Errors
+    /// The number is out of range or taken, or the kernel refused a step.
+    pub fn create_vcpu(&self, id: u32) -> Result<KvmVcpu, KvmError> {
+        // Number 255 is "everybody" to an xAPIC.
+        let max = self.max_vcpus.min(255);
+        if id >= max {
+            return Err(KvmError::TooManyVcpus { id, max });
+        }
+        let fd = self
+            .memory
+            .fd()
+            .create_vcpu(id.into())
+            .map_err(KvmError::ioctl("KVM_CREATE_VCPU"))?;
+        let mut cpuid = self.cpuid.clone();
+        Cpu {
+            id,
+            count: self.options.vcpus,
+            tsc_deadline: self.tsc_deadline,
+        }
+        .adapt(&mut cpuid);
+        fd.set_cpuid2(&cpuid).map_err(KvmError::ioctl("KVM_SET_CPUID2"))?;
+        start_state::set_msrs(&fd)?;
+        if self.options.irqchip != Irqchip::None {
+            start_state::set_local_apic_pins(&fd)?;
+        }
+        let page = RunPage::new(fd, self.run_size).map_err(|source| KvmError::Ioctl {
+            operation: "mapping kvm_run",
+            source,
+        })?;
+        Ok(KvmVcpu::new(page, Arc::clone(&self.memory), id, self.sync_regs.into()))
+    }
+
+    /// Where device lines end. GSI numbers as [`GsiRoute`] says.
+    pub fn irq_sink(&self) -> KvmIrqSink {
+        KvmIrqSink::new(Arc::clone(&self.memory))
+    }
+
+    /// Replaces every interrupt route, the ones a new VM starts with included.
+    ///
+    /// # Errors
+    /// Too many routes, a pin that is not there, or no interrupt controller in the kernel.
+    pub fn set_gsi_routes(&self, routes: &[GsiRoute]) -> Result<(), KvmError> {
+        irq::set_routes(&self.memory, routes)
+    }
+
+    /// Delivers one message-signalled interrupt now.
+    ///
+    /// # Errors
+    /// The kernel refused it.
+    pub fn signal_msi(&self, address: u64, data: u32) -> Result<(), KvmError> {
+        irq::signal_msi(&self.memory, address, data)
+    }
+
+    /// Lets an eventfd raise an interrupt without a system call of ours. With `resample` the line is level-triggered:
+    /// it stays up until the guest's end of interrupt signals that second eventfd.
+    ///
+    /// # Errors
+    /// The kernel refused it.
+    pub fn set_irqfd(&self, event: &EventFd, gsi: Gsi, resample: Option<&EventFd>) -> Result<(), KvmError> {
+        irq::set_irqfd(&self.memory, event, gsi, resample)
+    }
+
+    /// Takes back [`KvmVm::set_irqfd`].
+    ///
+    /// # Errors
+    /// The kernel refused it.
+    pub fn unset_irqfd(&self, event: &EventFd, gsi: Gsi) -> Result<(), KvmError> {
+        irq::unset_irqfd(&self.memory, event, gsi)
+    }
+}
+
+fn require(host: &KvmHost, capability: Capability) -> Result<(), KvmError> {
+    if host.cap(capability) != 0 {
+        return Ok(());
+    }
+    Err(KvmError::Lacks {
+        name: capability.name(),
+        purpose: capability.purpose(),
+    })
+}
+
+fn make_irqchip(host: &KvmHost, fd: &VmFd, irqchip: Irqchip) -> Result<(), KvmError> {
+    match irqchip {
+        Irqchip::Kernel => {
+            fd.create_irq_chip().map_err(KvmError::ioctl("KVM_CREATE_IRQCHIP"))?;
+            require(host, Capability::Pit2)?;
+            // Port 0x61 is answered by the kernel too: Linux measures its TSC with it.
+            let pit = kvm_pit_config {
+                flags: KVM_PIT_SPEAKER_DUMMY,
+                ..Default::default()
+            };
+            fd.create_pit2(pit).map_err(KvmError::ioctl("KVM_CREATE_PIT2"))
+        }
+        Irqchip::Split { pins } => {
+            require(host, Capability::SplitIrqchip)?;
+            enable(fd, "split irqchip", KVM_CAP_SPLIT_IRQCHIP, pins)
+        }
+        Irqchip::None => Ok(()),
+    }
+}
+
+fn enable(fd: &VmFd, operation: &'static str, cap: u32, argument: u32) -> Result<(), KvmError> {
+    let request = kvm_enable_cap {
+        cap,
+        args: [argument.into(), 0, 0, 0],
+        ..Default::default()
+    };
+    fd.enable_cap(&request).map_err(KvmError::ioctl(operation))
+}
