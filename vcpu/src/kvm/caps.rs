@@ -110,6 +110,20 @@ impl KvmKind {
             () => Self::Unknown,
         }
     }
+
+    fn second_level_paging(self) -> Option<bool> {
+        match self {
+            Self::Vmx => flag("kvm_intel", "ept"),
+            Self::Svm => flag("kvm_amd", "npt"),
+            Self::Pagetable => Some(false),
+            Self::Unknown => None,
+        }
+    }
+}
+
+/// Whether guests are paged by a second-level table. `None`: the host does not tell.
+pub(super) fn second_level_paging() -> Option<bool> {
+    KvmKind::detect().second_level_paging()
 }
 
 /// Everything [`Capability`] names, with this host's values, and the module parameters that decide how MMIO is done.
@@ -133,12 +147,7 @@ impl HostCaps {
             kind,
             mmio_caching: flag("kvm", "mmio_caching"),
             tdp_mmu: flag("kvm", "tdp_mmu"),
-            second_level_paging: match kind {
-                KvmKind::Vmx => flag("kvm_intel", "ept"),
-                KvmKind::Svm => flag("kvm_amd", "npt"),
-                KvmKind::Pagetable => Some(false),
-                KvmKind::Unknown => None,
-            },
+            second_level_paging: kind.second_level_paging(),
             values: Capability::ALL.iter().map(|capability| capability.probe(kvm)).collect(),
         }
     }

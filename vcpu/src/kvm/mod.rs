@@ -14,10 +14,12 @@ mod irq;
     reason = "the kick signal's handler writes through a pointer; gettid and tgkill have no safe wrapper"
 )]
 mod kick;
+#[expect(unsafe_code, reason = "giving the guest host memory is an unsafe ioctl")]
 mod memory;
 mod registers;
 #[expect(unsafe_code, reason = "memory shared with the kernel, and KVM_RUN")]
 mod run_page;
+mod slot_mirror;
 mod start_state;
 #[cfg(test)]
 mod tests;
@@ -28,5 +30,6 @@ pub use caps::{Capability, HostCaps, KvmKind};
 pub use error::KvmError;
 pub use host::{DEVICE, KvmHost, OpenError};
 pub use irq::{GsiRoute, KvmIrqSink, RouteTarget};
+pub use slot_mirror::SlotMirror;
 pub use vcpu::KvmVcpu;
 pub use vm::{Irqchip, KvmVm, VmOptions};

@@ -1,12 +1,13 @@
 //! A KVM virtual machine: its interrupt controllers, its start-up state and its vCPUs.
 
-use super::caps::Capability;
+use super::caps::{self, Capability};
 use super::cpuid::Cpu;
 use super::error::KvmError;
 use super::host::KvmHost;
 use super::irq::{self, GsiRoute, KvmIrqSink};
 use super::memory::VmMemory;
 use super::run_page::RunPage;
+use super::slot_mirror::SlotMirror;
 use super::start_state;
 use super::vcpu::KvmVcpu;
 use kvm_bindings::{
@@ -16,7 +17,7 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use std::sync::Arc;
 use umbra_devices::irq::Gsi;
-use umbra_memslots::Gpa;
+use umbra_memslots::{Gfn, Gpa, SlotLimits};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Which interrupt controllers live in the kernel.
@@ -120,6 +121,36 @@ impl KvmVm {
         &self.options
     }
 
+    /// What this VM accepts as memory slots, for [`umbra_memslots::SlotTable::new`].
+    pub fn slot_limits(&self) -> SlotLimits {
+        let fd = self.memory.fd();
+        SlotLimits {
+            max_slots: u16::try_from(Capability::Memslots.probe_vm(fd)).unwrap_or(u16::MAX),
+            address_spaces: u8::try_from(Capability::AddressSpaces.probe_vm(fd))
+                .unwrap_or(u8::MAX)
+                .max(1),
+            read_only: Capability::ReadonlyMem.probe_vm(fd) != 0,
+            guest_memfd: Capability::GuestMemfd.probe_vm(fd) != 0,
+            max_gfn: self.max_gfn(),
+            ..SlotLimits::X86_64
+        }
+    }
+
+    /// `kvm_mmu_max_gfn`: with second-level paging the host's physical width bounds it, with shadow paging the
+    /// architecture's 52 bits do. A host that does not tell is taken to have the former.
+    fn max_gfn(&self) -> Gfn {
+        let host_bits = self
+            .cpuid
+            .as_slice()
+            .iter()
+            .find(|leaf| leaf.function == 0x8000_0008)
+            .map(|leaf| leaf.eax & 0xff);
+        match (caps::second_level_paging(), host_bits) {
+            (Some(false), _) | (_, None) => SlotLimits::max_gfn_of_width(52),
+            (_, Some(bits)) => SlotLimits::max_gfn_of_width(bits),
+        }
+    }
+
     /// Makes vCPU number `id` (also its local APIC id) in the state after reset, except that CPUID, the local APIC's
     /// interrupt pins and a few MSRs are set up as firmware would have. With an interrupt controller in the kernel,
     /// every vCPU but number 0 waits there for its start-up interrupts.
@@ -154,6 +185,11 @@ impl KvmVm {
             source,
         })?;
         Ok(KvmVcpu::new(page, Arc::clone(&self.memory), id, self.sync_regs.into()))
+    }
+
+    /// What makes a slot table's changes in this VM too: an observer for [`umbra_memslots::SlotTable::add_observer`].
+    pub fn slot_mirror(&self) -> SlotMirror {
+        SlotMirror::new(Arc::clone(&self.memory))
     }
 
     /// Where device lines end. GSI numbers as [`GsiRoute`] says.
