@@ -40,6 +40,20 @@ impl<'a> HostRun<'a> {
         self.bytes
     }
 
+    /// The first byte.
+    #[cfg(feature = "std")]
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.start
+    }
+
+    /// The run for vm-memory's volatile accesses, which log writes to `log`.
+    #[cfg(feature = "std")]
+    pub(crate) fn volatile_slice<B: vm_memory::bitmap::BitmapSlice>(&self, log: B) -> vm_memory::VolatileSlice<'a, B> {
+        // SAFETY: `start .. start + bytes` is mapped and writable while the slot is borrowed for 'a (see `copy_to`), and
+        // all accesses in this crate are volatile or atomic.
+        unsafe { vm_memory::VolatileSlice::with_bitmap(self.start, self.bytes, log, None) }
+    }
+
     /// Copies the run out; `to` has the run's length.
     pub(crate) fn copy_to(&self, to: &mut [u8]) {
         for (index, to) in to.iter_mut().take(self.bytes).enumerate() {

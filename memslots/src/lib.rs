@@ -3,7 +3,8 @@
 //! Read in this order: [`addr`] and [`range`] (the vocabulary every other Umbra crate speaks), [`slot`], [`generation`]
 //! and [`snapshot`] (what a reader sees), [`publish`] and [`page_map`] (how it gets there and how it is fast; also used
 //! by other crates), [`limits`], [`request`] and [`error`] (what may change), [`table`] and [`observer`] (how a change
-//! is made and who hears of it), [`dirty`], [`backing`] and [`guest_memory`] (the contents).
+//! is made and who hears of it), [`dirty`], [`backing`] and [`guest_memory`] (the contents),
+//! `ram` (real memory, with feature `std`).
 #![cfg_attr(not(feature = "std"), no_std)]
 
 extern crate alloc;
@@ -26,6 +27,8 @@ pub mod limits;
 pub mod observer;
 pub mod page_map;
 pub mod publish;
+#[cfg(feature = "std")]
+pub mod ram;
 pub mod range;
 pub mod reader;
 pub mod request;
@@ -49,6 +52,8 @@ pub use limits::{DirtyLogMode, SlotLimits};
 pub use observer::{ObserverError, SlotObserver};
 pub use page_map::PageMap;
 pub use publish::{Published, Reader};
+#[cfg(feature = "std")]
+pub use ram::{DeviceMemory, DeviceRam, GuestRam, HostMapping, MappingError};
 pub use range::GfnRange;
 pub use reader::SlotReader;
 pub use request::{Applied, SlotChange, SlotRequest};
