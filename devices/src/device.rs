@@ -3,6 +3,8 @@
 
 use crate::access::{IoOp, IoSize};
 use crate::bus::{BusChange, Port};
+use std::fmt;
+use std::sync::Arc;
 use umbra_memslots::{GfnRange, Gpa};
 
 /// A device model behind the bus.
@@ -19,6 +21,62 @@ pub trait Device: Send + Sync {
 
     /// Returns to the state of a newly built device (a machine reset), keeping its wiring.
     fn reset(&self);
+}
+
+/// A device whose state can be taken out and put back: snapshots, migration, and the conformance suite.
+pub trait Persist: Device {
+    /// Everything a guest can tell two devices of this model apart by. Plain data.
+    type State: Clone + PartialEq + fmt::Debug;
+
+    /// The present state.
+    fn save(&self) -> Self::State;
+
+    /// Replaces the state, keeping the wiring.
+    ///
+    /// # Errors
+    /// [`BadState`]: no device of this model can be in this state (it came from a damaged file, say). The device is
+    /// as it was.
+    fn restore(&self, state: &Self::State) -> Result<(), BadState>;
+}
+
+/// A state that no device of its model can be in.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{model}: {field} is {value:#x}, expected {expected}")]
+pub struct BadState {
+    /// The model.
+    pub model: &'static str,
+    /// The field that is wrong.
+    pub field: &'static str,
+    /// Its value (or its length).
+    pub value: u64,
+    /// What would be right.
+    pub expected: &'static str,
+}
+
+/// A part of a device's registers, from `first` on: for a device that answers at several places.
+pub struct Part<D> {
+    device: Arc<D>,
+    first: u64,
+}
+
+impl<D: Device> Part<D> {
+    /// The registers of `device` from offset `first` on, as a device of its own.
+    pub const fn new(device: Arc<D>, first: u64) -> Self {
+        Self { device, first }
+    }
+}
+
+impl<D: Device> Device for Part<D> {
+    fn access(&self, offset: u64, size: IoSize, op: IoOp) -> IoOutcome {
+        match self.first.checked_add(offset) {
+            Some(offset) => self.device.access(offset, size, op),
+            None => IoOutcome::Refused(Refusal::NoRegister),
+        }
+    }
+
+    fn reset(&self) {
+        self.device.reset();
+    }
 }
 
 /// A device's answer to one access.

@@ -5,11 +5,15 @@
 
 pub mod access;
 pub mod bus;
+pub mod clock;
 pub mod device;
 pub mod irq;
+pub mod models;
 mod sync;
 pub mod testing;
 
 pub use access::{IoOp, IoSize};
 pub use bus::{Bus, BusAddress, BusChange, BusCursor, BusRange, Port};
-pub use device::{Device, Effect, IoOutcome, Refusal};
+pub use clock::{Clock, HostClock, ManualClock};
+pub use device::{Device, Effect, IoOutcome, Persist, Refusal};
+pub use irq::{Gsi, IrqLine, IrqPins, IrqSink};

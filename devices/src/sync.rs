@@ -1,22 +1,28 @@
-//! The lock of the bus's writer, on std and under loom (`--cfg loom`), so that the bus can be model-checked.
+//! Locks that a panic does not poison: what they protect here is whole at each step.
 
 #[cfg(loom)]
-use loom::sync::{Mutex, MutexGuard};
+use loom::sync::{Mutex as WriterMutex, MutexGuard as WriterGuard};
 #[cfg(not(loom))]
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex as WriterMutex, MutexGuard as WriterGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A mutual exclusion lock that a panic does not poison: what it protects here is whole at each step.
+/// The lock of the bus's writer: loom's under `--cfg loom`, so that the bus can be model-checked.
 #[derive(Debug, Default)]
-pub(crate) struct Lock<T>(Mutex<T>);
+pub(crate) struct Lock<T>(WriterMutex<T>);
 
 impl<T> Lock<T> {
     /// Wraps a value.
     pub(crate) fn new(value: T) -> Self {
-        Self(Mutex::new(value))
+        Self(WriterMutex::new(value))
     }
 
     /// Waits for exclusive access.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    pub(crate) fn lock(&self) -> WriterGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Locks a device's own state. Plain std also under loom: models are not part of what is model-checked.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,15 @@
-//! For tests: trivial devices, and the suite that every device model must pass.
+//! For tests: trivial devices and sinks, and the suite that every device model must pass.
+
+mod conformance;
+
+pub use conformance::Conformance;
 
 use crate::access::{IoOp, IoSize};
 use crate::device::{Device, IoOutcome};
+use crate::irq::{Gsi, IrqSink};
+use crate::sync::lock;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
 
 /// A device that answers each read with the same value and ignores writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,4 +25,43 @@ impl Device for Constant {
     }
 
     fn reset(&self) {}
+}
+
+/// An interrupt sink that notes what it is told.
+#[derive(Default, Debug)]
+pub struct RecordingSink(Mutex<Vec<(Gsi, bool)>>);
+
+impl RecordingSink {
+    /// What was noted since the last time.
+    pub fn take(&self) -> Vec<(Gsi, bool)> {
+        std::mem::take(&mut lock(&self.0))
+    }
+}
+
+impl IrqSink for RecordingSink {
+    fn set_level(&self, gsi: Gsi, high: bool) {
+        lock(&self.0).push((gsi, high));
+    }
+}
+
+/// An output whose bytes can be looked at while a device has it.
+#[derive(Clone, Default, Debug)]
+pub struct SharedOutput(Arc<Mutex<Vec<u8>>>);
+
+impl SharedOutput {
+    /// What was written since the last time.
+    pub fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut lock(&self.0))
+    }
+}
+
+impl Write for SharedOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        lock(&self.0).extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -1,4 +1,11 @@
-//! Interrupts: devices hold a line, chips and backends implement [`IrqSink`].
+//! Interrupts: devices hold an [`IrqLine`], chips and backends implement [`IrqSink`].
+//!
+//! Locks: a pin's lock comes before any device's lock. A device therefore never touches its line while it holds a lock
+//! of its own; where a level depends on its state, it lets [`IrqLine::update`] ask for it.
+
+mod line;
+
+pub use line::{IrqLine, IrqPins};
 
 use std::fmt;
 
@@ -17,5 +24,6 @@ impl fmt::Debug for Gsi {
 /// Devices never use this directly, they hold a line that remembers its own level.
 pub trait IrqSink: Send + Sync {
     /// Sets the level of one input. Called on changes only, from any thread, never while holding a device's lock.
+    /// Calls for one input are never concurrent. Must not touch a line of the same input.
     fn set_level(&self, gsi: Gsi, high: bool);
 }

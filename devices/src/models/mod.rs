@@ -1,0 +1,15 @@
+//! Device models. Each folder is one device: `regs` (its registers, with the data sheet they are from), the device, and
+//! its tests. Every model passes [`testing::Conformance`](crate::testing::Conformance).
+//!
+//! PC devices: [`serial`], [`i8042`], [`cmos`], [`pm`]. For tests and small guests: [`debug_exit`], [`debug_console`],
+//! [`scratch`], [`slot_control`]. The interrupt controllers and the interval timer are KVM's own for now.
+
+mod bytewise;
+pub mod cmos;
+pub mod debug_console;
+pub mod debug_exit;
+pub mod i8042;
+pub mod pm;
+pub mod scratch;
+pub mod serial;
+pub mod slot_control;
