@@ -35,6 +35,11 @@ pub trait VcpuBackend: Send {
     /// As [`VcpuBackend::run`]; also a state that no CPU can be in.
     fn set_system_regs(&mut self, regs: &SystemRegs) -> Result<(), BackendError>;
 
+    /// A sentence on what this backend can't do on this host, for the report on a guest that can't go on.
+    fn limits(&self) -> Option<&'static str> {
+        None
+    }
+
     /// A handle with which other threads can get this vCPU out of the guest.
     fn kick_handle(&self) -> Box<dyn Kick>;
 }

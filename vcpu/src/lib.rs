@@ -1,12 +1,20 @@
 //! The vCPU: a value-in/value-out backend trait, our own registers, the run loop, and backends.
 //!
-//! Read in this order: [`exit`] (what a vCPU says and what it is told), [`backend`] (who says it), [`regs`], then the
-//! backends: [`kvm`] and, for tests, [`scripted`].
+//! Read in this order: [`exit`] (what a vCPU says and what it is told), [`backend`] (who says it), [`regs`]; then
+//! [`handle`] (what to do about an exit), [`platform`] (what that asks of the machine), [`run_loop`] and [`control`]
+//! (threads, pause and stop), [`stats`] and [`report`] (what people get to see); then the backends: [`kvm`] and, for
+//! tests, [`scripted`].
 
 pub mod backend;
+pub mod control;
 pub mod exit;
+pub mod handle;
 #[cfg(target_arch = "x86_64")]
 pub mod kvm;
+pub mod platform;
 pub mod regs;
+pub mod report;
+pub mod run_loop;
 pub mod scripted;
 pub mod split;
+pub mod stats;

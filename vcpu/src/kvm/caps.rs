@@ -101,7 +101,7 @@ pub enum KvmKind {
 
 impl KvmKind {
     /// Looks at the modules that are loaded or built in.
-    fn detect() -> Self {
+    pub(super) fn detect() -> Self {
         let loaded = |module: &str| fs::exists(format!("/sys/module/{module}")).unwrap_or(false);
         match () {
             () if loaded("kvm_pvm") => Self::Pagetable,

@@ -1,5 +1,6 @@
 //! One KVM vCPU as a [`VcpuBackend`].
 
+use super::caps::KvmKind;
 use super::exits::{self, Pending};
 use super::kick::{self, KickState, KvmKick};
 use super::memory::VmMemory;
@@ -191,6 +192,17 @@ impl VcpuBackend for KvmVcpu {
         self.page.fd().set_sregs(&sregs).map_err(host("KVM_SET_SREGS"))?;
         self.sync.present &= !SYNC_SREGS;
         Ok(())
+    }
+
+    fn limits(&self) -> Option<&'static str> {
+        match KvmKind::detect() {
+            KvmKind::Pagetable => Some(
+                "this host's KVM has no hardware virtualisation under it: real mode and everything at privilege level \
+                 0 is emulated by the host's kernel, which does not know every instruction. A host with VT-x or AMD-V \
+                 runs this guest; so will the software backend that is to come",
+            ),
+            KvmKind::Vmx | KvmKind::Svm | KvmKind::Unknown => None,
+        }
     }
 
     fn kick_handle(&self) -> Box<dyn Kick> {
