@@ -1,4 +1,4 @@
-//! Stand-ins for tests of this crate and of those above it. Only with the feature `testing`.
+//! [`VecMemory`]: guest memory without slots or mappings.
 
 use crate::addr::{Gpa, PAGE_SIZE};
 use crate::guest_memory::{EntrySize, Exchange, GuestMemory, MemoryFault};
