@@ -9,7 +9,7 @@ pub enum Levels {
     /// 48 address bits.
     #[default]
     Four,
-    /// 57 address bits; of guest-physical ones, all 52 that exist.
+    /// 57 address bits: more than the 52 of any physical address.
     Five,
 }
 

@@ -179,7 +179,7 @@ impl<S: TableSpace> DirectMmu<S> {
         if self.era(address_space) != era {
             return None;
         }
-        let spte = MmioSpte::recognise(layout, self.table.walk(address_space, gfn)?.entry)?;
+        let spte = MmioSpte::recognise(layout, self.table.walk_from(&mut vcpu.last, address_space, gfn)?.entry)?;
         // Again: a vCPU that sees newer slots may have moved the tables into the next era during the walk. An entry of
         // the new era was loaded with acquire, after which the new era is seen too.
         if self.era(address_space) != era || spte.gfn(layout) != gfn {

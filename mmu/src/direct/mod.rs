@@ -14,5 +14,5 @@ pub use follower::SlotFollower;
 pub use levels::Levels;
 pub use mmu::{DirectError, DirectMmu, DirectOptions};
 pub use slots::{FoundSlot, SlotSet, SlotSource};
-pub use table::{DirectTable, Installed, Leaf, NewTableError, OutOfTables, TableWriter, Zapped};
+pub use table::{DirectTable, Installed, LastTable, Leaf, NewTableError, OutOfTables, TableWriter, Zapped};
 pub use vcpu::{DirectStats, DirectVcpu, Direction, MmioAnswer, MmioSource};

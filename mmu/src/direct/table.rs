@@ -13,7 +13,7 @@
 use super::levels::Levels;
 use crate::shadow::{SpteLayout, link};
 use crate::sync::{AtomicU64, Lock, Ordering};
-use crate::tables::{ENTRIES, EntryLocation, HeapTables, TableId, TableSpace};
+use crate::tables::{ENTRIES, EntryLocation, HeapTables, INDEX_BITS, TableId, TableSpace};
 use alloc::vec::Vec;
 use core::fmt;
 use umbra_memslots::{AddressSpaceId, Gfn, GfnRange};
@@ -27,6 +27,35 @@ pub struct Leaf {
     pub level: u8,
     /// Where it is.
     pub at: EntryLocation,
+}
+
+/// The table at level 1 that one reader used last: what a paging-structure cache is in a CPU. Of one
+/// [`DirectTable`], and not to be used with another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LastTable {
+    /// Address space and gfn without the bits that index the table.
+    region: Option<(AddressSpaceId, u64)>,
+    table: TableId,
+    /// It leads there as long as nothing was recycled since.
+    recycled: u64,
+}
+
+impl LastTable {
+    /// None yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            region: None,
+            table: TableId::new(0),
+            recycled: 0,
+        }
+    }
+}
+
+impl Default for LastTable {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// All tables are in use.
@@ -159,6 +188,33 @@ impl<S: TableSpace> DirectTable<S> {
         (self.recycled.load(Ordering::Acquire) == before).then_some(leaf)
     }
 
+    /// As [`DirectTable::walk`], beginning at the last table of the last walk if that leads to `gfn`, too: pages of
+    /// MMIO tend to lie close together.
+    #[inline]
+    #[must_use]
+    pub fn walk_from(&self, last: &mut LastTable, address_space: AddressSpaceId, gfn: Gfn) -> Option<Leaf> {
+        let region = (address_space, gfn.get() >> INDEX_BITS);
+        let before = self.recycled.load(Ordering::Acquire);
+        if last.recycled == before && last.region == Some(region) {
+            let at = EntryLocation {
+                table: last.table,
+                index: self.levels.index(gfn, 1),
+            };
+            let entry = self.space.load(at);
+            return (self.recycled.load(Ordering::Acquire) == before).then_some(Leaf { entry, level: 1, at });
+        }
+        let leaf = self.walk(address_space, gfn)?;
+        if leaf.level == 1 {
+            // If tables were recycled between `before` and the walk, this is out of date at once, and not believed.
+            *last = LastTable {
+                region: Some(region),
+                table: leaf.at.table,
+                recycled: before,
+            };
+        }
+        Some(leaf)
+    }
+
     /// Changes the tree, with all other writers held off.
     pub fn write<R>(&self, f: impl FnOnce(&mut TableWriter<'_, S>) -> R) -> R {
         self.free.with(|free| f(&mut TableWriter { table: self, free }))
@@ -166,24 +222,38 @@ impl<S: TableSpace> DirectTable<S> {
 
     #[inline]
     fn walk_once(&self, root: TableId, gfn: Gfn) -> Leaf {
-        let mut table = root;
-        let mut level = self.levels.get();
-        loop {
-            let at = EntryLocation {
+        // The depth as a constant: the loop becomes straight code.
+        match self.levels {
+            Levels::Four => self.walk_levels::<4>(root, gfn),
+            Levels::Five => self.walk_levels::<5>(root, gfn),
+        }
+    }
+
+    #[inline(always)]
+    fn walk_levels<const TOP: u8>(&self, root: TableId, gfn: Gfn) -> Leaf {
+        let mut at = EntryLocation {
+            table: root,
+            index: self.levels.index(gfn, TOP),
+        };
+        if !self.levels.holds(gfn) {
+            return Leaf {
+                entry: self.layout.empty(),
+                level: TOP,
+                at,
+            };
+        }
+        let mut level = TOP;
+        let mut entry = self.space.load(at);
+        while level > 1 {
+            let Some(table) = self.next(entry) else { break };
+            level -= 1;
+            at = EntryLocation {
                 table,
                 index: self.levels.index(gfn, level),
             };
-            let entry = if self.levels.holds(gfn) {
-                self.space.load(at)
-            } else {
-                self.layout.empty()
-            };
-            let next = if level > 1 { self.next(entry) } else { None };
-            match next {
-                Some(next) => (table, level) = (next, level - 1),
-                None => return Leaf { entry, level, at },
-            }
+            entry = self.space.load(at);
         }
+        Leaf { entry, level, at }
     }
 
     #[inline]

@@ -1,5 +1,6 @@
 //! [`DirectVcpu`]: what one vCPU keeps for itself on the direct side, so that its hot path writes nothing shared.
 
+use super::table::LastTable;
 use crate::mmio::VcpuMmioCache;
 use crate::observer::{MmuObserver, NoObserver};
 use umbra_memslots::SlotId;
@@ -58,10 +59,11 @@ pub struct DirectStats {
     pub reclaims: u64,
 }
 
-/// One vCPU's part of [`DirectMmu`](super::DirectMmu).
+/// One vCPU's part of one [`DirectMmu`](super::DirectMmu); not to be used with another.
 #[derive(Clone, Debug, Default)]
 pub struct DirectVcpu<O = NoObserver> {
     pub(super) cache: VcpuMmioCache,
+    pub(super) last: LastTable,
     pub(super) stats: DirectStats,
     pub(super) observer: O,
 }
@@ -79,6 +81,7 @@ impl<O: MmuObserver> DirectVcpu<O> {
     pub fn with_observer(observer: O) -> Self {
         Self {
             cache: VcpuMmioCache::new(),
+            last: LastTable::new(),
             stats: DirectStats::default(),
             observer,
         }

@@ -5,6 +5,8 @@
 pub struct BitSpan {
     start: u32,
     end: u32,
+    /// Follows from the other two; kept because the MMIO path needs it.
+    mask: u64,
 }
 
 impl BitSpan {
@@ -12,7 +14,8 @@ impl BitSpan {
     #[must_use]
     pub const fn new(start: u32, end: u32) -> Option<Self> {
         if start <= end && end < u64::BITS {
-            Some(Self { start, end })
+            let mask = (u64::MAX >> (u64::BITS - (end - start + 1))) << start;
+            Some(Self { start, end, mask })
         } else {
             None
         }
@@ -51,9 +54,10 @@ impl BitSpan {
     }
 
     /// The word with exactly these bits set.
+    #[inline]
     #[must_use]
     pub const fn mask(self) -> u64 {
-        (u64::MAX >> (u64::BITS - self.width())) << self.start
+        self.mask
     }
 
     /// The low [`BitSpan::width`] bits of `value`, moved to where the span is.
