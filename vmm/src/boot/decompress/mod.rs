@@ -4,6 +4,7 @@
 //! by [`MAX_WINDOW`], an LZ4 block by the format's 8 MiB.
 
 mod lz4_legacy;
+mod zstd;
 
 use std::fmt;
 use std::io::{self, BufReader, Read};
@@ -90,10 +91,7 @@ pub(super) fn reader<'a, R: Read + 'a>(compression: Compression, compressed: R) 
         Compression::Lzma => Box::new(lzma_rust2::LzmaReader::new_mem_limit(input, MAX_LZMA_KIB, None)?),
         Compression::Bzip2 => Box::new(bzip2::bufread::BzDecoder::new(input)),
         Compression::Lz4 => Box::new(lz4_legacy::Reader::new(input)?),
-        Compression::Zstd => Box::new(
-            ruzstd::decoding::StreamingDecoder::new_with_max_window_size(input, u64::from(MAX_WINDOW))
-                .map_err(io::Error::other)?,
-        ),
+        Compression::Zstd => Box::new(zstd::Reader::new(input)?),
         Compression::Lzo => {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
