@@ -44,6 +44,36 @@ pub trait VcpuBackend: Send {
     fn kick_handle(&self) -> Box<dyn Kick>;
 }
 
+impl<B: VcpuBackend + ?Sized> VcpuBackend for Box<B> {
+    fn run(&mut self, entry: VmEntry) -> Result<VmExit, BackendError> {
+        (**self).run(entry)
+    }
+
+    fn regs(&mut self) -> Result<Regs, BackendError> {
+        (**self).regs()
+    }
+
+    fn set_regs(&mut self, regs: &Regs) -> Result<(), BackendError> {
+        (**self).set_regs(regs)
+    }
+
+    fn system_regs(&mut self) -> Result<SystemRegs, BackendError> {
+        (**self).system_regs()
+    }
+
+    fn set_system_regs(&mut self, regs: &SystemRegs) -> Result<(), BackendError> {
+        (**self).set_system_regs(regs)
+    }
+
+    fn limits(&self) -> Option<&'static str> {
+        (**self).limits()
+    }
+
+    fn kick_handle(&self) -> Box<dyn Kick> {
+        (**self).kick_handle()
+    }
+}
+
 /// Gets a vCPU out of the guest, from any thread.
 ///
 /// Race-free: a kick made before, during or after [`VcpuBackend::run`] is always seen, as [`VmExit::Interrupted`] of

@@ -293,49 +293,8 @@ impl VcpuBackend for Spinner {
     }
 }
 
-/// Either kind in one machine.
-enum Either {
-    Spinner(Spinner),
-    Scripted(ScriptedVcpu),
-}
-
-impl Either {
-    fn inner(&mut self) -> &mut dyn VcpuBackend {
-        match self {
-            Self::Spinner(vcpu) => vcpu,
-            Self::Scripted(vcpu) => vcpu,
-        }
-    }
-}
-
-impl VcpuBackend for Either {
-    fn run(&mut self, entry: VmEntry) -> Result<VmExit, BackendError> {
-        self.inner().run(entry)
-    }
-
-    fn regs(&mut self) -> Result<Regs, BackendError> {
-        self.inner().regs()
-    }
-
-    fn set_regs(&mut self, regs: &Regs) -> Result<(), BackendError> {
-        self.inner().set_regs(regs)
-    }
-
-    fn system_regs(&mut self) -> Result<SystemRegs, BackendError> {
-        self.inner().system_regs()
-    }
-
-    fn set_system_regs(&mut self, regs: &SystemRegs) -> Result<(), BackendError> {
-        self.inner().set_system_regs(regs)
-    }
-
-    fn kick_handle(&self) -> Box<dyn Kick> {
-        match self {
-            Self::Spinner(vcpu) => vcpu.kick_handle(),
-            Self::Scripted(vcpu) => vcpu.kick_handle(),
-        }
-    }
-}
+/// A vCPU of any kind.
+type Any = Box<dyn VcpuBackend>;
 
 fn spinners(machine: &Machine, count: usize) -> (Vec<(Spinner, ExitHandler)>, Vec<Arc<Spin>>) {
     let spins: Vec<Arc<Spin>> = (0..count).map(|_| Arc::default()).collect();
@@ -394,11 +353,8 @@ fn vcpu_that_hangs_in_a_device_is_named_and_the_others_go_on() {
     );
     let spin = Arc::<Spin>::default();
     let vcpus = vec![
-        (Either::Spinner(Spinner(Arc::clone(&spin))), machine.handler()),
-        (
-            Either::Scripted(ScriptedVcpu::new([write(DEVICE, 0)])),
-            machine.handler(),
-        ),
+        (Box::new(Spinner(Arc::clone(&spin))) as Any, machine.handler()),
+        (Box::new(ScriptedVcpu::new([write(DEVICE, 0)])), machine.handler()),
     ];
     let threads = VcpuThreads::start(vcpus, Arc::new(Recorder::default())).unwrap();
     while !entered.load(Ordering::SeqCst) {
@@ -429,12 +385,9 @@ fn panicking_device_ends_every_vcpu_and_its_words_are_told() {
     let machine = Machine::new();
     machine.claim(DEVICE, Function(|_, _, _| panic!("the device is broken")));
     let vcpus = vec![
-        (Either::Spinner(Spinner(Arc::default())), machine.handler()),
-        (
-            Either::Scripted(ScriptedVcpu::new([write(DEVICE, 0)])),
-            machine.handler(),
-        ),
-        (Either::Spinner(Spinner(Arc::default())), machine.handler()),
+        (Box::new(Spinner(Arc::default())) as Any, machine.handler()),
+        (Box::new(ScriptedVcpu::new([write(DEVICE, 0)])), machine.handler()),
+        (Box::new(Spinner(Arc::default())) as Any, machine.handler()),
     ];
     let threads = VcpuThreads::start(vcpus, Arc::new(Recorder::default())).unwrap();
     assert_eq!(threads.control().wait_first(Some(LONG)), Some(1));
