@@ -15,4 +15,8 @@ pub trait Platform: Send + Sync {
 
     /// The guest acknowledged an interrupt that an I/O APIC of ours sent as this vector (split irqchip only).
     fn end_of_interrupt(&self, vector: u8);
+
+    /// The loop of this vCPU is over; how is in [`crate::control::Control`]. For those who wait for descriptors and not
+    /// for [`crate::control::Control::wait_first`].
+    fn ended(&self, _vcpu: u32) {}
 }

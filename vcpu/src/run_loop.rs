@@ -188,6 +188,7 @@ fn run_to_the_end<B: VcpuBackend, O: MmuObserver>(
     tracing::debug!(vcpu = id, %end, "vCPU ended");
     let stats = catch_unwind(AssertUnwindSafe(|| handler.stats())).unwrap_or_default();
     control.ended(id, end, stats);
+    platform.ended(id);
 }
 
 /// What a panic said.

@@ -1,9 +1,23 @@
 //! From the command line to an exit status.
 
+mod builtin;
+mod failure;
+mod run;
+
 use crate::cli::{Cli, Command};
-use crate::doctor;
 use crate::exit_status::ExitStatus;
+use crate::{doctor, signals, terminal};
+use nix::sys::signal::Signal;
+use std::error::Error;
 use std::process::ExitCode;
+
+/// How the program ends.
+enum Outcome {
+    /// With a status.
+    Status(ExitStatus),
+    /// By the signal that stopped it, so that the parent sees why.
+    Signal(Signal),
+}
 
 /// What the binary's `main` does.
 pub fn main() -> ExitCode {
@@ -11,9 +25,38 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
-    let status = match cli.command {
-        Some(Command::Doctor(args)) => doctor::run(&args.kvm_device, args.json).unwrap_or(ExitStatus::OutputClosed),
-        _ => ExitStatus::Internal,
+    let outcome = match cli.command {
+        Some(Command::Run(args)) => run::run(args),
+        Some(Command::Doctor(args)) => Ok(Outcome::Status(
+            doctor::run(&args.kvm_device, args.json).unwrap_or(ExitStatus::OutputClosed),
+        )),
+        None => builtin::run(cli.builtin),
+    };
+    let status = match outcome {
+        Ok(Outcome::Status(status)) => status,
+        Ok(Outcome::Signal(signal)) => {
+            signals::die_by(signal);
+            ExitStatus::Internal
+        }
+        Err(failure) => {
+            terminal::say(format_args!("vmm: {}\n", explain(&failure)));
+            failure.status()
+        }
     };
     status.into()
+}
+
+/// An error and its causes in one line. A cause that its effect has already named is not repeated.
+pub fn explain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let reason = error.to_string();
+        if !text.contains(&reason) {
+            text.push_str(": ");
+            text.push_str(&reason);
+        }
+        cause = error.source();
+    }
+    text
 }

@@ -64,7 +64,7 @@ pub enum Command {
 
 /// Flags of `vmm run`.
 #[derive(Args, Debug)]
-#[command(after_help = RUN_EXAMPLES)]
+#[command(after_help = RUN_EXAMPLES, args_override_self = true)]
 pub struct RunArgs {
     /// What can also stand in the configuration file.
     #[command(flatten)]

@@ -1,9 +1,7 @@
 //! `vmm doctor`: what this host can do for a guest, and why not where it can't.
 //!
-//! [`facts`] looks, [`capabilities`] knows what each KVM capability is good for, [`text`] shows it to people; `--json`
-//! is the facts as they are.
+//! [`facts`] looks, [`text`] shows it to people; `--json` is the facts as they are.
 
-pub mod capabilities;
 pub mod facts;
 pub mod text;
 
@@ -30,10 +28,4 @@ pub fn run(kvm_device: &Path, json: bool) -> io::Result<ExitStatus> {
     } else {
         ExitStatus::Host
     })
-}
-
-/// Whether `/proc/cpuinfo` has this flag for the first CPU.
-pub fn cpu_has(cpuinfo: &str, flag: &str) -> bool {
-    let flags = cpuinfo.lines().find_map(|line| line.strip_prefix("flags"));
-    flags.is_some_and(|flags| flags.split_whitespace().any(|word| word == flag))
 }

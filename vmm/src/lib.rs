@@ -1,7 +1,9 @@
 //! Machine assembly, loaders, configuration.
 //!
-//! Read in this order: [`cli`] and [`config`] (what can be asked for), [`exit_status`] (how it can end),
-//! [`layout`] (where RAM is), [`acpi`] (what the guest is told of its hardware), [`boot`] (how a kernel gets there).
+//! Read in this order: [`cli`] and [`config`] (what can be asked for), [`exit_status`] (how it can end), [`app`] (from
+//! the one to the other), [`layout`] (where RAM is), [`acpi`] (what the guest is told of its hardware), [`boot`] (how a
+//! kernel gets there), [`terminal`] and [`signals`] (the user's side), [`machine`] (everything wired together), [`report`] (what is told afterwards),
+//! [`builtin`] (the guest that is part of the binary), [`doctor`] (what the host can do).
 
 pub mod acpi;
 pub mod app;
@@ -11,8 +13,10 @@ pub mod cli;
 pub mod config;
 pub mod doctor;
 pub mod exit_status;
-pub mod kvm_host;
 pub mod layout;
+pub mod logging;
+pub mod machine;
+pub mod report;
 pub mod signals;
 pub mod size;
 pub mod style;

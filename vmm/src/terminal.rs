@@ -8,3 +8,10 @@ pub mod output;
     reason = "installing a signal handler that restores the terminal when the process crashes"
 )]
 pub mod raw;
+
+use std::io::Write;
+
+/// Tells the user something on standard error. If nobody can read it, there is nobody to tell.
+pub fn say(text: std::fmt::Arguments<'_>) {
+    let _ = std::io::stderr().write_fmt(text);
+}

@@ -6,10 +6,12 @@ use umbra_memslots::{Gpa, PAGE_SIZE};
 /// Guest RAM in bytes: the program, its tables and the sieve.
 pub const MEMORY: u64 = 4 << 20;
 
-/// Where the program is loaded and entered: 32-bit protected mode, flat segments, paging off.
-pub const ENTRY: u32 = 0x10_0000;
+/// Where the program is loaded: a multiboot1 image, header first.
+pub const LOAD: u32 = 0x10_0000;
+/// Where it is entered: 32-bit protected mode, flat segments, paging off.
+pub const ENTRY: u32 = LOAD + 32;
 /// Where its 64-bit part begins.
-pub const LONG_MODE: u32 = ENTRY + 0x400;
+pub const LONG_MODE: u32 = LOAD + 0x400;
 /// Its stack grows down from here.
 pub const STACK_TOP: u32 = 0x1f_0000;
 /// Where it builds its page tables: one PML4, one PDPT and four page directories, in this order.

@@ -7,6 +7,7 @@
 use super::plan;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use umbra_devices::models::slot_control::regs as slot_control;
 use umbra_memslots::Gpa;
 
 /// Page-table entry bits: present, writable; a 2 MiB page; uncached.
@@ -28,18 +29,42 @@ const GDT_BYTES: u32 = 8 * 3;
 /// What the contested page must read as while it is RAM.
 const RAM_PATTERN: u64 = 0x5241_4d20_6865_7265;
 
-/// The whole program, to be loaded at [`plan::ENTRY`].
+/// The whole program as a multiboot1 image (multiboot specification 0.6.96, section 3.1.1), which the vmm loads like any
+/// other.
 ///
 /// # Errors
 /// The assembler refuses an instruction, which the tests show it doesn't.
 pub fn assemble() -> Result<Vec<u8>, IcedError> {
-    let mut image = enter_long_mode()?;
-    let gdt_offset = (GDT_AT - plan::ENTRY) as usize;
+    let part_one = enter_long_mode()?;
+    let part_two = work()?;
+    let end = plan::LONG_MODE + u32::try_from(part_two.len()).unwrap_or(u32::MAX);
+    let mut image = multiboot_header(end);
+    image.extend(part_one);
+    let gdt_offset = (GDT_AT - plan::LOAD) as usize;
     debug_assert!(image.len() <= gdt_offset);
     image.resize(gdt_offset, 0);
     image.extend(GDT.iter().flat_map(|descriptor| descriptor.to_le_bytes()));
-    image.extend(work()?);
+    image.extend(part_two);
     Ok(image)
+}
+
+/// The header of a flat image that occupies memory up to `end`.
+fn multiboot_header(end: u32) -> Vec<u8> {
+    const MAGIC: u32 = 0x1bad_b002;
+    /// The address fields are valid.
+    const ADDRESSES: u32 = 1 << 16;
+    let checksum = MAGIC.wrapping_add(ADDRESSES).wrapping_neg();
+    let words = [
+        MAGIC,
+        ADDRESSES,
+        checksum,
+        plan::LOAD,
+        plan::LOAD,
+        end,
+        end,
+        plan::ENTRY,
+    ];
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 /// Part one: page tables, GDT, long mode.
@@ -272,14 +297,14 @@ impl LongMode {
         a.mov(ecx, plan::SLOT_ROUNDS)?;
         a.mov(r8, RAM_PATTERN)?;
         a.mov(rax, plan::CONTESTED.get() >> 12)?;
-        a.mov(qword_ptr(r14 + slot_control::GFN), rax)?;
+        a.mov(qword_ptr(r14 + slot_control::FIRST_GFN), rax)?;
         a.mov(qword_ptr(r14 + slot_control::PAGES), 1)?;
         a.set_label(&mut again)?;
         // The device answers: remember what it holds.
         a.lea(rbx, ptr(rcx + 0x7700))?;
         a.mov(qword_ptr(r15), rbx)?;
         // RAM comes: a fresh page reads as zero and keeps what is written to it.
-        a.mov(dword_ptr(r14 + slot_control::COMMAND), slot_control::MAP)?;
+        a.mov(qword_ptr(r14 + slot_control::COMMAND), low32(slot_control::COMMAND_MAP))?;
         a.cmp(qword_ptr(r15), 0)?;
         a.jne(over)?;
         a.mov(qword_ptr(r15), r8)?;
@@ -287,7 +312,10 @@ impl LongMode {
         a.cmp(rax, r8)?;
         a.jne(over)?;
         // RAM goes: the device holds what it held.
-        a.mov(dword_ptr(r14 + slot_control::COMMAND), slot_control::UNMAP)?;
+        a.mov(
+            qword_ptr(r14 + slot_control::COMMAND),
+            low32(slot_control::COMMAND_UNMAP),
+        )?;
         a.mov(rax, qword_ptr(r15))?;
         a.cmp(rax, rbx)?;
         a.jne(over)?;
@@ -380,11 +408,27 @@ fn low_half(gpa: Gpa) -> u32 {
     (gpa.get() & 0xffff_ffff) as u32
 }
 
-/// Registers of the slot control device.
-mod slot_control {
-    pub const GFN: u32 = 0;
-    pub const PAGES: u32 = 8;
-    pub const COMMAND: u32 = 16;
-    pub const MAP: u32 = 1;
-    pub const UNMAP: u32 = 2;
+/// A small number as an immediate operand.
+fn low32(value: u64) -> i32 {
+    (value & 0x7fff_ffff) as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn program_assembles_and_ends_where_its_header_says() {
+        let image = assemble().unwrap();
+        let word = |index: usize| u32::from_le_bytes(image[4 * index..4 * index + 4].try_into().unwrap());
+        assert_eq!(word(0).wrapping_add(word(1)).wrapping_add(word(2)), 0, "checksum");
+        assert_eq!(word(5) - plan::LOAD, u32::try_from(image.len()).unwrap());
+        assert!(word(5) < plan::STACK_TOP - 0x1000);
+    }
+
+    #[test]
+    fn part_one_leaves_room_for_the_gdt() {
+        let bytes = u32::try_from(enter_long_mode().unwrap().len()).unwrap();
+        assert!(plan::ENTRY + bytes <= GDT_AT);
+    }
 }

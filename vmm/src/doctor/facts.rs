@@ -1,12 +1,10 @@
 //! What the host has, as data. Nothing here is an error: what can't be read is absent.
 
-use super::capabilities::{self, Need};
-use super::cpu_has;
-use crate::kvm_host;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use umbra_vcpu::kvm::{Capability, HostCaps, Irqchip, KvmHost, KvmKind, KvmVm, VmOptions};
 
 /// Everything `vmm doctor` found.
 #[derive(Clone, Debug, Serialize)]
@@ -44,21 +42,6 @@ pub struct Host {
     pub features: BTreeMap<&'static str, bool>,
 }
 
-/// Which KVM there is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// Intel VMX.
-    Vmx,
-    /// AMD SVM.
-    Svm,
-    /// No hardware virtualisation below: guest user mode runs natively on shadow page tables, guest kernel mode is
-    /// emulated unless the guest knows about it.
-    PagetableVm,
-    /// Can't be told.
-    Unknown,
-}
-
 /// What KVM can do, or why it can't be used.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
@@ -78,17 +61,9 @@ pub struct Usable {
     /// The device.
     pub device: String,
     /// Which KVM.
-    pub kind: Kind,
-    /// API version.
-    pub api_version: i32,
-    /// vCPUs that are reasonable.
-    pub recommended_vcpus: usize,
-    /// vCPUs that are possible.
-    pub max_vcpus: usize,
-    /// Memory slots of one VM.
-    pub memory_slots: usize,
-    /// Whether a VM and a vCPU could be made; else why not.
-    pub trial: Result<(), String>,
+    pub kind: KvmKind,
+    /// Why no VM with a vCPU could be made, though the device is there.
+    pub trial_failure: Option<String>,
     /// The capabilities that Umbra asks about.
     pub capabilities: Vec<CapabilityValue>,
 }
@@ -96,12 +71,10 @@ pub struct Usable {
 /// A capability and its value here.
 #[derive(Clone, Debug, Serialize)]
 pub struct CapabilityValue {
-    /// Name without `KVM_CAP_`.
+    /// Short name.
     pub name: &'static str,
-    /// What `KVM_CHECK_EXTENSION` answers; 0 is "no".
-    pub value: i32,
-    /// How much depends on it.
-    pub need: Need,
+    /// What the kernel answers; 0 is "no".
+    pub value: u32,
     /// What Umbra does with it.
     pub used_for: &'static str,
 }
@@ -129,16 +102,17 @@ pub struct Reserved {
 impl Kvm {
     /// Whether a guest can be run.
     pub fn usable(&self) -> bool {
-        match self {
-            Self::Unusable { .. } => false,
-            Self::Usable(kvm) => {
-                kvm.trial.is_ok()
-                    && kvm
-                        .capabilities
-                        .iter()
-                        .all(|cap| cap.value > 0 || cap.need == Need::Useful)
-            }
-        }
+        matches!(self, Self::Usable(kvm) if kvm.trial_failure.is_none())
+    }
+}
+
+impl Usable {
+    /// The value of one capability.
+    pub fn capability(&self, capability: Capability) -> u32 {
+        self.capabilities
+            .iter()
+            .find(|each| each.name == capability.name())
+            .map_or(0, |each| each.value)
     }
 }
 
@@ -202,49 +176,41 @@ fn meminfo(name: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// Which KVM is loaded, by the modules that show in sysfs (built-in ones with parameters show too).
-pub fn kind() -> Kind {
-    let loaded = |module: &str| Path::new("/sys/module").join(module).exists();
-    match () {
-        () if loaded("kvm_intel") => Kind::Vmx,
-        () if loaded("kvm_amd") => Kind::Svm,
-        () if loaded("kvm_pvm") => Kind::PagetableVm,
-        () => Kind::Unknown,
-    }
-}
-
 fn kvm(device: &Path) -> Kvm {
-    let kvm = match kvm_host::open(device) {
-        Ok(kvm) => kvm,
+    let host = match KvmHost::open_at(device) {
+        Ok(host) => host,
         Err(error) => {
             return Kvm::Unusable {
                 unusable: error.to_string(),
             };
         }
     };
-    let trial = kvm
-        .create_vm()
-        .map_err(|error| format!("KVM_CREATE_VM: {error}"))
-        .and_then(|vm| vm.create_vcpu(0).map_err(|error| format!("KVM_CREATE_VCPU: {error}")));
-    let value = |number: u32| kvm.check_extension_raw(number.into());
+    let caps: HostCaps = host.caps();
+    // The trial has what a guest needs and takes a few milliseconds.
+    let options = VmOptions {
+        irqchip: Irqchip::Kernel,
+        ..VmOptions::default()
+    };
+    let trial = KvmVm::new(&host, options).and_then(|vm| vm.create_vcpu(0).map(drop));
     Kvm::Usable(Box::new(Usable {
         device: device.display().to_string(),
-        kind: kind(),
-        api_version: kvm.get_api_version(),
-        recommended_vcpus: kvm.get_nr_vcpus(),
-        max_vcpus: kvm.get_max_vcpus(),
-        memory_slots: kvm.get_nr_memslots(),
-        trial: trial.map(drop),
-        capabilities: capabilities::ALL
+        kind: caps.kind,
+        trial_failure: trial.err().map(|error| crate::app::explain(&error)),
+        capabilities: caps
             .iter()
-            .map(|cap| CapabilityValue {
-                name: cap.name,
-                value: value(cap.number),
-                need: cap.need,
-                used_for: cap.used_for,
+            .map(|(capability, value)| CapabilityValue {
+                name: capability.name(),
+                value,
+                used_for: capability.purpose(),
             })
             .collect(),
     }))
+}
+
+/// Whether `/proc/cpuinfo` has this flag for the first CPU.
+fn cpu_has(cpuinfo: &str, flag: &str) -> bool {
+    let flags = cpuinfo.lines().find_map(|line| line.strip_prefix("flags"));
+    flags.is_some_and(|flags| flags.split_whitespace().any(|word| word == flag))
 }
 
 const PARAMETERS: [(&str, &[&str]); 4] = [

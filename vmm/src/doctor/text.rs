@@ -1,9 +1,9 @@
 //! The doctor's facts for people: what matters first, details below.
 
-use super::capabilities::Need;
-use super::facts::{Facts, Kind, Kvm, Usable};
+use super::facts::{Facts, Kvm, Usable};
 use crate::style::Style;
 use std::fmt::Write;
+use umbra_vcpu::kvm::{Capability, KvmKind};
 
 /// The whole report.
 pub fn render(facts: &Facts, style: Style) -> String {
@@ -15,15 +15,9 @@ pub fn render(facts: &Facts, style: Style) -> String {
     match &facts.kvm {
         Kvm::Unusable { unusable } => row("KVM", &format!("{} {unusable}", style.bad("unusable:"))),
         Kvm::Usable(kvm) => {
-            row("KVM", &verdict(facts, kvm, style));
+            row("KVM", &verdict(kvm, style));
             row("", &style.dim(kind_means(kvm.kind)));
-            row(
-                "Limits",
-                &format!(
-                    "{} vCPUs ({} recommended), {} memory slots",
-                    kvm.max_vcpus, kvm.recommended_vcpus, kvm.memory_slots
-                ),
-            );
+            row("Limits", &limits(kvm));
         }
     }
     row("Host", &host(facts));
@@ -47,38 +41,37 @@ pub fn render(facts: &Facts, style: Style) -> String {
     out
 }
 
-fn verdict(facts: &Facts, kvm: &Usable, style: Style) -> String {
+fn verdict(kvm: &Usable, style: Style) -> String {
     let name = match kvm.kind {
-        Kind::Vmx => "Intel VMX",
-        Kind::Svm => "AMD SVM",
-        Kind::PagetableVm => "pagetable-VM",
-        Kind::Unknown => "of a kind that can't be told",
+        KvmKind::Vmx => "Intel VMX",
+        KvmKind::Svm => "AMD SVM",
+        KvmKind::Pagetable => "pagetable-VM",
+        KvmKind::Unknown => "of a kind that can't be told",
     };
-    let base = format!("{}: {name}, API version {}", kvm.device, kvm.api_version);
-    if facts.kvm.usable() {
-        return format!("{} {base}", style.good("usable:"));
+    match &kvm.trial_failure {
+        None => format!("{} {}: {name}", style.good("usable:"), kvm.device),
+        Some(reason) => format!("{} {}: {name}, but {reason}", style.bad("unusable:"), kvm.device),
     }
-    let missing = kvm
-        .capabilities
-        .iter()
-        .find(|cap| cap.need == Need::Required && cap.value <= 0);
-    let reason = match (&kvm.trial, missing) {
-        (Err(reason), _) => reason.clone(),
-        (_, Some(cap)) => format!("KVM_CAP_{} is missing ({})", cap.name, cap.used_for),
-        _ => String::new(),
-    };
-    format!("{} {base}, but {reason}", style.bad("unusable:"))
 }
 
-fn kind_means(kind: Kind) -> &'static str {
+fn kind_means(kind: KvmKind) -> &'static str {
     match kind {
-        Kind::Vmx | Kind::Svm => "guests run on the CPU, at full speed",
-        Kind::PagetableVm => {
-            "no hardware virtualisation below: guest user mode runs natively, guest kernel mode is emulated and slow, \
-             and not every instruction is known there"
+        KvmKind::Vmx | KvmKind::Svm => "guests run on the CPU, at full speed",
+        KvmKind::Pagetable => {
+            "no hardware virtualisation below: guest user mode runs natively, guest kernel mode is emulated, slow and \
+             not complete"
         }
-        Kind::Unknown => "none of kvm_intel, kvm_amd and kvm_pvm shows in /sys/module",
+        KvmKind::Unknown => "none of kvm_intel, kvm_amd and kvm_pvm shows in /sys/module",
     }
+}
+
+fn limits(kvm: &Usable) -> String {
+    format!(
+        "{} vCPUs ({} recommended), {} memory slots",
+        kvm.capability(Capability::MaxVcpus),
+        kvm.capability(Capability::RecommendedVcpus),
+        kvm.capability(Capability::Memslots)
+    )
 }
 
 fn host(facts: &Facts) -> String {
@@ -145,20 +138,17 @@ fn huge_pages(facts: &Facts) -> String {
 
 fn capabilities(out: &mut String, kvm: &Usable, style: Style) {
     let width = kvm.capabilities.iter().map(|cap| cap.name.len()).max().unwrap_or(0);
-    let _ = writeln!(
-        out,
-        "\n{}",
-        style.bold(&format!("{:<width$}  {:>6}  used for", "  KVM_CAP_", "value"))
-    );
+    let heading = format!("  {:<width$}  {:>8}  what for", "capability", "value");
+    let _ = writeln!(out, "\n{}", style.bold(&heading));
     for cap in &kvm.capabilities {
-        let mark = match (cap.value > 0, cap.need) {
-            (true, _) => style.good("✓"),
-            (false, Need::Useful) => style.warn("–"),
-            (false, Need::Required) => style.bad("✗"),
+        let mark = if cap.value > 0 {
+            style.good("✓")
+        } else {
+            style.warn("–")
         };
         let name = format!("{:<width$}", cap.name);
         let name = if cap.value > 0 { name } else { style.dim(&name) };
-        let _ = writeln!(out, "{mark} {name}{:>6}  {}", cap.value, style.dim(cap.used_for));
+        let _ = writeln!(out, "{mark} {name}  {:>8}  {}", cap.value, style.dim(cap.used_for));
     }
 }
 
@@ -184,25 +174,19 @@ mod tests {
     }
 
     #[test]
-    fn missing_required_capability_is_named() {
+    fn kvm_that_makes_no_machine_is_unusable_with_the_reason() {
         let mut facts = facts::gather("/nonexistent/kvm".as_ref());
         facts.kvm = Kvm::Usable(Box::new(Usable {
             device: "/dev/kvm".into(),
-            kind: Kind::Svm,
-            api_version: 12,
-            recommended_vcpus: 2,
-            max_vcpus: 8,
-            memory_slots: 32,
-            trial: Ok(()),
-            capabilities: vec![facts::CapabilityValue {
-                name: "IMMEDIATE_EXIT",
-                value: 0,
-                need: Need::Required,
-                used_for: "pausing a vCPU without a race",
-            }],
+            kind: KvmKind::Svm,
+            trial_failure: Some("KVM_CREATE_VM failed: out of memory".into()),
+            capabilities: vec![],
         }));
         assert!(!facts.kvm.usable());
         let text = render(&facts, Style::Plain);
-        assert!(text.contains("unusable: /dev/kvm: AMD SVM, API version 12, but KVM_CAP_IMMEDIATE_EXIT is missing"));
+        assert!(
+            text.contains("unusable: /dev/kvm: AMD SVM, but KVM_CREATE_VM failed"),
+            "{text}"
+        );
     }
 }

@@ -32,6 +32,7 @@ impl ConsoleGate {
 }
 
 /// A writer to a file descriptor that never fails and never outlives its gate.
+#[derive(Clone, Debug)]
 pub struct ConsoleOutput<F> {
     fd: BorrowedFd<'static>,
     gate: ConsoleGate,

@@ -1,0 +1,99 @@
+//! A bare `vmm`: the guest that is part of the binary, and the summary.
+
+use super::Outcome;
+use super::failure::Failure;
+use super::run::{conclude, print_stats, raw_terminal, show_stats, signals, start_logging};
+use crate::boot::{self, BootError, BootRequest, Image, KernelProblem};
+use crate::builtin::plan::{self, Answers};
+use crate::builtin::summary::Summary;
+use crate::builtin::{measure, program};
+use crate::cli::BuiltinArgs;
+use crate::config::MachineConfig;
+use crate::exit_status::ExitStatus;
+use crate::machine::ending::Ending;
+use crate::machine::{Machine, Purpose};
+use crate::size::ByteSize;
+use crate::style::Style;
+use std::cell::Cell;
+use std::io::{self, Cursor, IsTerminal, Write};
+use umbra_memslots::{Gpa, GuestMemory, Memslots};
+use umbra_vcpu::kvm::{KvmHost, KvmKind};
+
+/// What the guest's image is called in messages.
+const NAME: &str = "the built-in guest";
+
+pub(super) fn run(args: BuiltinArgs) -> Result<Outcome, Failure> {
+    let config = MachineConfig::new(&args.into_settings())?;
+    let config = MachineConfig {
+        memory: ByteSize::new(plan::MEMORY),
+        ..config
+    };
+    start_logging(&config)?;
+    let host = KvmHost::open_at(&config.kvm_device)?;
+    let signals = signals()?;
+    let image = program::assemble()?;
+    let generation = Cell::new(0);
+    let load = |memory: &Memslots, layout: &_, _: &_| {
+        generation.set(memory.generation().get());
+        let image = Image::new(NAME, Cursor::new(image.as_slice())).map_err(|problem| BootError::Kernel {
+            file: NAME.to_owned(),
+            problem: KernelProblem::File(problem),
+        })?;
+        let request = BootRequest {
+            kernel: image,
+            initrd: None,
+            command_line: "",
+            layout,
+            platform: None,
+            boot_compressed: false,
+        };
+        boot::load(memory, request)
+    };
+    let purpose = Purpose {
+        load: &load,
+        test_devices: true,
+        timed: true,
+    };
+    let asked_for = config.clone();
+    let mut machine = Machine::start(&host, &config, &purpose, move |report| {
+        print_stats(&asked_for, report);
+    })?;
+    let terminal = raw_terminal();
+    let ending = machine.wait(&signals, terminal.as_ref());
+    let stopped = machine.stop();
+    drop(terminal);
+    let Ending::DebugExit(code) = ending else {
+        show_stats(&config, &stopped.report)?;
+        return Ok(conclude(ending));
+    };
+
+    let mut bytes = [0; Answers::BYTES];
+    // Memory that can't be read gives answers that are wrong.
+    let _ = stopped.ram.read(Gpa::new(plan::ANSWERS.into()), &mut bytes);
+    let summary = Summary {
+        backend: backend_name(host.caps().kind),
+        report: &stopped.report,
+        ns_each: measure::ns_each(&stopped.mmu, stopped.ram.reader()),
+        answers: Answers::from_bytes(bytes),
+        generations: (generation.get(), stopped.ram.snapshot().generation().get()),
+        mmio_cache: config.mmio_cache,
+    };
+    let right = summary.is_right() && code == plan::ALL_WELL;
+    let text = summary.render(Style::for_stream(io::stdout().is_terminal()));
+    let shown = io::stdout().write_all(text.as_bytes());
+    show_stats(&config, &stopped.report)?;
+    Ok(Outcome::Status(match (right, shown) {
+        (true, Ok(())) => ExitStatus::Success,
+        (true, Err(_)) => ExitStatus::OutputClosed,
+        (false, _) => ExitStatus::WrongAnswer,
+    }))
+}
+
+fn backend_name(kind: KvmKind) -> &'static str {
+    match kind {
+        KvmKind::Vmx => "KVM (Intel VMX)",
+        KvmKind::Svm => "KVM (AMD SVM)",
+        KvmKind::Pagetable => "KVM (pagetable-VM: kernel mode is emulated)",
+        KvmKind::Unknown => "KVM",
+    }
+}

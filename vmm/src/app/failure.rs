@@ -1,0 +1,42 @@
+//! Everything that keeps a guest from being started, each with its exit status.
+
+use crate::boot::BootError;
+use crate::config::ConfigError;
+use crate::exit_status::ExitStatus;
+use crate::logging::LogError;
+use crate::machine::MachineError;
+use std::io;
+use std::path::PathBuf;
+use umbra_vcpu::kvm::OpenError;
+
+/// Why there is no guest.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    #[error("{0} (`vmm doctor` tells more)")]
+    Kvm(#[from] OpenError),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error("cannot write the statistics to {}: {source}", path.display())]
+    StatsFile { path: PathBuf, source: io::Error },
+    #[error("{what}: {source}")]
+    Host { what: &'static str, source: io::Error },
+    #[error("the built-in guest cannot be assembled: {0}")]
+    Assembler(#[from] iced_x86::IcedError),
+}
+
+impl Failure {
+    pub(super) fn status(&self) -> ExitStatus {
+        match self {
+            Self::Config(_) | Self::Log(_) | Self::Boot(_) | Self::StatsFile { .. } => ExitStatus::Usage,
+            Self::Kvm(_) | Self::Host { .. } => ExitStatus::Host,
+            Self::Machine(error) => error.status(),
+            Self::Assembler(_) => ExitStatus::Internal,
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! `vmm run`: the user's kernel.
+
+use super::failure::Failure;
+use super::{Outcome, explain};
+use crate::boot::{self, BootRequest};
+use crate::cli::RunArgs;
+use crate::config::{self, MachineConfig, RunConfig, Settings, StatsFormat};
+use crate::exit_status::ExitStatus;
+use crate::logging;
+use crate::machine::ending::Ending;
+use crate::machine::{Machine, Purpose};
+use crate::report::{RunReport, text};
+use crate::signals::Signals;
+use crate::style::Style;
+use crate::terminal::{raw::RawTerminal, say};
+use std::io::{self, IsTerminal};
+use umbra_vcpu::kvm::KvmHost;
+
+pub(super) fn run(args: RunArgs) -> Result<Outcome, Failure> {
+    let file = match &args.config {
+        Some(path) => config::file::read(path)?,
+        None => Settings::default(),
+    };
+    let config = RunConfig::new(args.settings, file)?;
+    start_logging(&config.machine)?;
+    // The user's own mistakes first: a mistyped path matters on a host without KVM, too.
+    boot::open_kernel(&config.kernel)?;
+    config.initrd.as_deref().map(boot::open_initrd).transpose()?;
+    let host = KvmHost::open_at(&config.machine.kvm_device)?;
+    let signals = signals()?;
+    let mut resets = 0;
+    loop {
+        let (ending, mut report) = one_life(&config, &host, &signals)?;
+        report.resets = resets;
+        if matches!(ending, Ending::Reset) && config.reboot {
+            resets += 1;
+            tracing::info!(resets, "the guest resets the machine");
+            continue;
+        }
+        show_stats(&config.machine, &report)?;
+        return Ok(conclude(ending));
+    }
+}
+
+/// From power-on to power-off or reset.
+fn one_life(config: &RunConfig, host: &KvmHost, signals: &Signals) -> Result<(Ending, RunReport), Failure> {
+    let load = |memory: &_, layout: &_, platform: &_| {
+        let request = BootRequest {
+            kernel: boot::open_kernel(&config.kernel)?,
+            initrd: config.initrd.as_deref().map(boot::open_initrd).transpose()?,
+            command_line: &config.cmdline,
+            layout,
+            platform: Some(platform),
+            boot_compressed: config.boot_compressed,
+        };
+        boot::load(memory, request)
+    };
+    let purpose = Purpose {
+        load: &load,
+        test_devices: false,
+        timed: config.machine.stats.is_some(),
+    };
+    let asked_for = config.machine.clone();
+    let mut machine = Machine::start(host, &config.machine, &purpose, move |report| {
+        print_stats(&asked_for, report);
+    })?;
+    let terminal = raw_terminal();
+    let ending = machine.wait(signals, terminal.as_ref());
+    let stopped = machine.stop();
+    drop(terminal);
+    Ok((ending, stopped.report))
+}
+
+/// The terminal, raw. That it can't be had is no reason not to run.
+pub(super) fn raw_terminal() -> Option<RawTerminal> {
+    RawTerminal::enter().unwrap_or_else(|error| {
+        say(format_args!("vmm: the terminal stays as it is: {error}\n"));
+        None
+    })
+}
+
+pub(super) fn signals() -> Result<Signals, Failure> {
+    Signals::new().map_err(|source| Failure::Host {
+        what: "cannot receive signals",
+        source,
+    })
+}
+
+pub(super) fn start_logging(config: &MachineConfig) -> Result<(), Failure> {
+    Ok(config.log.as_deref().map_or(Ok(()), logging::start)?)
+}
+
+/// Tells what there is to tell about the end and says how the program ends.
+pub(super) fn conclude(ending: Ending) -> Outcome {
+    Outcome::Status(match ending {
+        Ending::PowerOff => ExitStatus::Success,
+        Ending::Reset => ExitStatus::ResetRefused,
+        Ending::DebugExit(code) => ExitStatus::DebugExit(code),
+        Ending::Died { status, report } => {
+            say(format_args!("vmm: {}\n", report.trim_end()));
+            status
+        }
+        Ending::HostFailed { reason } => {
+            say(format_args!("vmm: the host failed: {reason}\n"));
+            ExitStatus::Host
+        }
+        Ending::OutputClosed => {
+            say(format_args!(
+                "vmm: nobody reads standard output any more, so the guest was stopped\n"
+            ));
+            ExitStatus::OutputClosed
+        }
+        Ending::Quit => ExitStatus::Quit,
+        Ending::Signal(signal) => return Outcome::Signal(signal),
+        Ending::Bug => ExitStatus::Internal,
+    })
+}
+
+/// The statistics at the end, if they were asked for.
+pub(super) fn show_stats(config: &MachineConfig, report: &RunReport) -> Result<(), Failure> {
+    let Some(format) = config.stats else { return Ok(()) };
+    match &config.stats_file {
+        Some(path) => {
+            std::fs::write(path, format_stats(format, report, Style::Plain)).map_err(|source| Failure::StatsFile {
+                path: path.clone(),
+                source,
+            })
+        }
+        None => {
+            let style = Style::for_stream(io::stderr().is_terminal());
+            say(format_args!("{}", format_stats(format, report, style)));
+            Ok(())
+        }
+    }
+}
+
+/// The statistics while the guest runs: always shown, as text if nothing else was said.
+pub(super) fn print_stats(config: &MachineConfig, report: &RunReport) {
+    let config = MachineConfig {
+        stats: config.stats.or(Some(StatsFormat::Text)),
+        ..config.clone()
+    };
+    if let Err(error) = show_stats(&config, report) {
+        say(format_args!("vmm: {}\n", explain(&error)));
+    }
+}
+
+fn format_stats(format: StatsFormat, report: &RunReport, style: Style) -> String {
+    match format {
+        StatsFormat::Text => text::render(report, style),
+        StatsFormat::Json => report.to_json() + "\n",
+    }
+}

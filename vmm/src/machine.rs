@@ -1,0 +1,359 @@
+//! A machine: everything wired together, started, watched and taken apart again. The only module that names concrete
+//! types of all crates.
+//!
+//! Read in this order: [`ram`], [`board`] and [`effects`] (the parts), [`ending`] (how it can end), [`watch`] and
+//! [`console_input`] (what the main thread does meanwhile), then here.
+//!
+//! A reset is a real one: the machine is dropped and another one built in its place, so that nothing of the old state can
+//! survive.
+
+pub mod board;
+pub mod console_input;
+pub mod effects;
+pub mod ending;
+pub mod ram;
+pub mod watch;
+
+use crate::acpi;
+use crate::app::explain;
+use crate::boot::{BootError, BootState};
+use crate::config::{IrqchipChoice, MachineConfig};
+use crate::exit_status::ExitStatus;
+use crate::layout::{LayoutError, MemoryLayout};
+use crate::report::RunReport;
+use crate::signals::Signals;
+use crate::terminal::output::{ConsoleGate, ConsoleOutput};
+use crate::terminal::raw::RawTerminal;
+use board::{Board, BoardError};
+use effects::Layout;
+use ending::{Ending, EndingBox};
+use ram::RamError;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use umbra_devices::bus::EventHandle;
+use umbra_devices::irq::IrqSink;
+use umbra_memslots::ram::GuestRam;
+use umbra_memslots::{Memslots, SlotTable};
+use umbra_mmu::direct::{DirectMmu, DirectOptions, SlotFollower};
+use umbra_mmu::shadow::{CpuidResult, EntryFormat, HostParams, SpteLayout};
+use umbra_vcpu::backend::{BackendError, VcpuBackend};
+use umbra_vcpu::handle::{ExitHandler, GuestEnd};
+use umbra_vcpu::kvm::{Irqchip, KvmError, KvmHost, KvmVcpu, KvmVm, VmOptions};
+use umbra_vcpu::run_loop::{VcpuEnd, VcpuThreads};
+use umbra_vcpu::stats::VcpuStats;
+use watch::{Sources, Watched};
+
+/// How long vCPUs are given to come out of the guest. They take microseconds; this is for a host that hardly runs us.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often a vCPU that doesn't come out is kicked: a kick that arrives just before it blocks in writing the console's
+/// output doesn't wake it.
+const KICK_AGAIN: Duration = Duration::from_millis(20);
+/// Input pins of an I/O APIC.
+const IOAPIC_PINS: u32 = 24;
+
+/// Why there is no machine.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// No machine can be laid out with this memory.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// No guest RAM.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// Nothing to boot.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// KVM refused.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// A vCPU can't be set up.
+    #[error("cannot set up a vCPU: {0}")]
+    Vcpu(#[from] BackendError),
+    /// The devices don't fit together.
+    #[error(transparent)]
+    Board(#[from] BoardError),
+    /// MMIO can't be remembered.
+    #[error("cannot make the MMIO tables: {0}")]
+    Mmu(String),
+    /// The host has no thread or file descriptor left.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was being done.
+        what: &'static str,
+        /// The host's reason.
+        source: io::Error,
+    },
+}
+
+impl MachineError {
+    /// Whose mistake it is, as an exit status.
+    pub fn status(&self) -> ExitStatus {
+        match self {
+            Self::Layout(_) | Self::Boot(_) => ExitStatus::Usage,
+            _ => ExitStatus::Host,
+        }
+    }
+}
+
+/// A machine with a guest in it.
+pub struct Machine {
+    vcpus: VcpuThreads,
+    ram: GuestRam,
+    mmu: Arc<DirectMmu>,
+    board: Board,
+    gate: ConsoleGate,
+    endings: Arc<EndingBox>,
+    vcpu_ended: EventHandle,
+    started: Instant,
+    cpus: u32,
+    paused: bool,
+    show: Box<dyn Fn(&RunReport)>,
+}
+
+/// What a machine is made for.
+pub struct Purpose<'a> {
+    /// Puts the guest into memory.
+    pub load: &'a dyn Fn(&Memslots, &MemoryLayout, &acpi::Platform) -> Result<BootState, BootError>,
+    /// Add the devices that the built-in guest needs.
+    pub test_devices: bool,
+    /// Take the time of each exit: two readings of the clock.
+    pub timed: bool,
+}
+
+impl Machine {
+    /// Builds a machine and starts its vCPUs. `show` is given the statistics when the user asks for them.
+    ///
+    /// # Errors
+    /// [`MachineError`].
+    pub fn start(
+        host: &KvmHost,
+        config: &MachineConfig,
+        purpose: &Purpose<'_>,
+        show: impl Fn(&RunReport) + 'static,
+    ) -> Result<Self, MachineError> {
+        let descriptor = |source| MachineError::Host {
+            what: "no file descriptor for an event",
+            source,
+        };
+        let layout = MemoryLayout::plan(config.memory.bytes(), physical_bits())?;
+        let irqchip = match config.irqchip {
+            IrqchipChoice::Kernel => Irqchip::Kernel,
+            IrqchipChoice::Split => Irqchip::Split { pins: IOAPIC_PINS },
+        };
+        let vm = KvmVm::new(
+            host,
+            VmOptions {
+                vcpus: config.cpus,
+                irqchip,
+                ..VmOptions::default()
+            },
+        )?;
+        let mmu = Arc::new(direct_mmu(config.mmio_cache).map_err(MachineError::Mmu)?);
+        let mut slots = SlotTable::new(vm.slot_limits());
+        slots.add_observer(Box::new(SlotFollower::new(Arc::clone(&mmu))));
+        slots.add_observer(Box::new(vm.slot_mirror()));
+        let ram = GuestRam::from_table(slots);
+        ram::map(&ram, &layout, &config.memory_backing)?;
+
+        let platform = acpi::Platform {
+            cpus: config.cpus,
+            com1: true,
+            rtc: true,
+            virtio_mmio: Vec::new(),
+        };
+        let boot = (purpose.load)(&ram.snapshot(), &layout, &platform)?;
+        tracing::info!("{boot}");
+
+        let endings = Arc::new(EndingBox::new().map_err(descriptor)?);
+        let gate = ConsoleGate::default();
+        let console = ConsoleOutput::new(rustix::stdio::stdout(), gate.clone(), {
+            let endings = Arc::clone(&endings);
+            move || endings.put(Ending::OutputClosed)
+        });
+        // Without an I/O APIC of ours, a split machine has nowhere to send a line's interrupt.
+        let sink = (irqchip == Irqchip::Kernel).then(|| Arc::new(vm.irq_sink()) as Arc<dyn IrqSink>);
+        let board = Board::new(&layout, console, sink)?;
+        if purpose.test_devices {
+            board.add_test_devices()?;
+        }
+
+        let mut vcpus = Vec::with_capacity(config.cpus as usize);
+        for id in 0..config.cpus {
+            let mut vcpu: KvmVcpu = vm.create_vcpu(id)?;
+            if id == 0 {
+                vcpu.set_system_regs(&boot.system)?;
+                vcpu.set_regs(&boot.regs)?;
+            }
+            let handler = ExitHandler::new(Arc::clone(&mmu), ram.reader(), &board.mmio, &board.ports);
+            vcpus.push((vcpu, if purpose.timed { handler.timed() } else { handler }));
+        }
+        let vcpu_ended = EventHandle::new().map_err(descriptor)?;
+        let layout = Layout::new(
+            ram.clone(),
+            Arc::clone(&board.mmio),
+            Arc::clone(&board.ports),
+            vcpu_ended.clone(),
+        );
+        let started = Instant::now();
+        let vcpus = VcpuThreads::start(vcpus, Arc::new(layout)).map_err(|source| MachineError::Host {
+            what: "cannot start a vCPU's thread",
+            source,
+        })?;
+        Ok(Self {
+            vcpus,
+            ram,
+            mmu,
+            board,
+            gate,
+            endings,
+            vcpu_ended,
+            started,
+            cpus: config.cpus,
+            paused: false,
+            show: Box::new(show),
+        })
+    }
+
+    /// Waits until the guest has ended, by itself or by somebody's wish.
+    pub fn wait(&mut self, signals: &Signals, terminal: Option<&RawTerminal>) -> Ending {
+        let endings = Arc::clone(&self.endings);
+        let serial = Arc::clone(&self.board.serial);
+        let (vcpu_ended, room) = (self.vcpu_ended.clone(), self.board.room.clone());
+        let sources = Sources {
+            signals,
+            terminal,
+            endings: &endings,
+            vcpu_ended: &vcpu_ended,
+            serial: &serial,
+            room: &room,
+        };
+        watch::until_ended(&sources, self).unwrap_or_else(|error| Ending::HostFailed {
+            reason: error.to_string(),
+        })
+    }
+
+    /// Stops the vCPUs and tells what the run did. The guest's memory is left as it was.
+    pub fn stop(self) -> Stopped {
+        let wall = self.started.elapsed();
+        self.gate.close();
+        let control = self.vcpus.control();
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            control.stop();
+            if control.wait_all(KICK_AGAIN).is_ok() {
+                break;
+            }
+        }
+        let per_vcpu = match self.vcpus.finish(KICK_AGAIN) {
+            Ok(per_vcpu) => per_vcpu,
+            Err(error) => {
+                tracing::warn!(%error, "left behind");
+                Vec::new()
+            }
+        };
+        Stopped {
+            ram: self.ram,
+            mmu: self.mmu,
+            report: report(self.cpus, wall, &per_vcpu),
+        }
+    }
+}
+
+/// What is left of a machine.
+pub struct Stopped {
+    /// Its memory.
+    pub ram: GuestRam,
+    /// What it knew about MMIO.
+    pub mmu: Arc<DirectMmu>,
+    /// What the run did.
+    pub report: RunReport,
+}
+
+impl Watched for Machine {
+    fn vcpu_ended(&mut self) {
+        let control = self.vcpus.control();
+        let end = control
+            .wait_first(Some(Duration::ZERO))
+            .and_then(|vcpu| control.take_end(vcpu));
+        if let Some(end) = end {
+            self.endings.put(ending_of(end));
+        }
+    }
+
+    fn show_stats(&mut self) {
+        let control = self.vcpus.control();
+        let per_vcpu = control.stats(PATIENCE).unwrap_or_else(|_| control.last_stats());
+        (self.show)(&report(self.cpus, self.started.elapsed(), &per_vcpu));
+    }
+
+    fn toggle_pause(&mut self) -> bool {
+        let control = self.vcpus.control();
+        if self.paused {
+            control.resume();
+        }
+        self.paused = !self.paused && control.pause(PATIENCE).is_ok();
+        self.paused
+    }
+}
+
+fn ending_of(end: VcpuEnd) -> Ending {
+    let died = |status, report: String| Ending::Died { status, report };
+    match end {
+        VcpuEnd::PowerOff => Ending::PowerOff,
+        VcpuEnd::Reset => Ending::Reset,
+        VcpuEnd::Exit { code } => Ending::DebugExit(code),
+        VcpuEnd::Failed(report) => {
+            let status = match report.cause {
+                GuestEnd::Shutdown => ExitStatus::TripleFault,
+                GuestEnd::Crash => ExitStatus::GuestCrash,
+                _ => ExitStatus::CannotContinue,
+            };
+            died(status, report.to_string())
+        }
+        end @ VcpuEnd::Halted => died(ExitStatus::CannotContinue, end.to_string()),
+        VcpuEnd::Host(error) => Ending::HostFailed {
+            reason: explain(&error),
+        },
+        VcpuEnd::Panicked(_) => Ending::Bug,
+        // The first one to end was not told to.
+        VcpuEnd::Stopped => Ending::Quit,
+    }
+}
+
+fn report(cpus: u32, wall: Duration, per_vcpu: &[VcpuStats]) -> RunReport {
+    let mut stats = VcpuStats::default();
+    for vcpu in per_vcpu {
+        stats.add(vcpu);
+    }
+    RunReport {
+        backend: "kvm",
+        vcpus: cpus,
+        wall,
+        resets: 0,
+        stats,
+    }
+}
+
+fn cpuid(leaf: u32) -> CpuidResult {
+    let core::arch::x86_64::CpuidResult { eax, ebx, ecx, edx } = core::arch::x86_64::__cpuid(leaf);
+    CpuidResult { eax, ebx, ecx, edx }
+}
+
+/// Physical address bits that a guest can have.
+fn physical_bits() -> u8 {
+    let bits = HostParams::from_cpuid(EntryFormat::X86, cpuid).physical_bits;
+    u8::try_from(bits.clamp(32, 52)).unwrap_or(52)
+}
+
+/// The tables that remember MMIO. Nobody but us walks them, so on a host whose address bits leave no room for MMIO SPTEs
+/// of the x86 format, those of the EPT format do as well.
+fn direct_mmu(mmio_cache: bool) -> Result<DirectMmu, String> {
+    let layout = |host: HostParams| SpteLayout::new(host.with_mmio_caching(mmio_cache));
+    let host = HostParams::from_cpuid(EntryFormat::X86, cpuid);
+    let layout = match layout(host) {
+        Ok(found) if found.caches_mmio() || !mmio_cache => found,
+        _ => layout(HostParams::ept(48)).map_err(|error| explain(&error))?,
+    };
+    DirectMmu::new(DirectOptions::new(layout)).map_err(|error| explain(&error))
+}

@@ -1,0 +1,65 @@
+//! What a run did, in numbers: collected per vCPU, added up, shown as text or JSON.
+
+pub mod text;
+
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use umbra_vcpu::stats::{BusStats, ExitKind, ExitStat, MmioStats, VcpuStats};
+
+/// What a run did.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct RunReport {
+    /// What executed the guest.
+    pub backend: &'static str,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Since the vCPUs started.
+    pub wall: Duration,
+    /// Times the machine was reset before.
+    pub resets: u32,
+    /// The vCPUs' counts, added up.
+    pub stats: VcpuStats,
+}
+
+/// How a report looks as JSON.
+#[derive(Serialize)]
+struct Json<'a> {
+    backend: &'a str,
+    vcpus: u32,
+    wall_seconds: f64,
+    resets: u32,
+    guest_ns: u64,
+    exits: BTreeMap<ExitKind, ExitStat>,
+    searches_avoided: u64,
+    mmio: &'a MmioStats,
+    mmio_bus: &'a BusStats,
+    port_bus: &'a BusStats,
+}
+
+impl RunReport {
+    /// One JSON object on one line.
+    pub fn to_json(&self) -> String {
+        let VcpuStats {
+            exits,
+            guest_ns,
+            mmio,
+            mmio_bus,
+            port_bus,
+        } = &self.stats;
+        let json = Json {
+            backend: self.backend,
+            vcpus: self.vcpus,
+            wall_seconds: self.wall.as_secs_f64(),
+            resets: self.resets,
+            guest_ns: *guest_ns,
+            exits: exits.iter().copied().collect(),
+            searches_avoided: mmio.searches_avoided(),
+            mmio,
+            mmio_bus,
+            port_bus,
+        };
+        // Strings, numbers and maps with words as keys: serialising them cannot fail.
+        serde_json::to_string(&json).unwrap_or_default()
+    }
+}

@@ -1,0 +1,194 @@
+//! The statistics as a table for people.
+
+use super::RunReport;
+use crate::style::Style;
+use std::fmt::Write;
+use umbra_vcpu::stats::BusStats;
+
+/// The whole report, with a final newline.
+pub fn render(report: &RunReport, style: Style) -> String {
+    let mut out = String::new();
+    let stats = &report.stats;
+    let heading = format!(
+        "{} exits in {:.3} s on {} ({})",
+        grouped(stats.total_exits()),
+        report.wall.as_secs_f64(),
+        report.backend,
+        counted(report.vcpus.into(), "vCPU"),
+    );
+    // Writing to a String cannot fail, here and below.
+    let _ = writeln!(out, "{}", style.bold(&heading));
+    let _ = writeln!(
+        out,
+        "  {:<22} {:>14} {:>14} {:>14}",
+        "exit", "count", "ns each", "longest ns"
+    );
+    let mut exits = stats.exits.clone();
+    exits.sort_by_key(|(_, exit)| std::cmp::Reverse(exit.count));
+    for (kind, exit) in exits {
+        let each = exit.handling_ns / exit.count.max(1);
+        let row = [exit.count, each, exit.longest_ns].map(grouped);
+        let _ = writeln!(
+            out,
+            "  {:<22} {:>14} {:>14} {:>14}",
+            kind.name(),
+            row[0],
+            row[1],
+            row[2]
+        );
+    }
+    bus(&mut out, "MMIO device", &stats.mmio_bus);
+    bus(&mut out, "port device", &stats.port_bus);
+    let mmio = &stats.mmio;
+    if mmio.accesses() > 0 {
+        let _ = writeln!(
+            out,
+            "  MMIO recognised by cache {}, by SPTE {}, by search {} ({} after a stale SPTE)",
+            grouped(mmio.cache_hits),
+            grouped(mmio.spte_hits),
+            grouped(mmio.searches),
+            grouped(mmio.stale),
+        );
+        let _ = writeln!(
+            out,
+            "  searches avoided {}; SPTEs made {}, went to memory after all {}, writes to read-only memory {}",
+            grouped(mmio.searches_avoided()),
+            grouped(mmio.created),
+            grouped(mmio.went_to_memory),
+            grouped(mmio.read_only_writes),
+        );
+    }
+    if report.resets > 0 {
+        let _ = writeln!(out, "  {}", counted(report.resets.into(), "reset"));
+    }
+    out
+}
+
+fn bus(out: &mut String, heading: &str, bus: &BusStats) {
+    let BusStats {
+        unclaimed_reads,
+        unclaimed_writes,
+        refused,
+        regions,
+        ..
+    } = bus;
+    if regions.is_empty() && unclaimed_reads + unclaimed_writes == 0 {
+        return;
+    }
+    let mut row = |name: &str, first: &str, second: &str| {
+        let _ = writeln!(out, "  {name:<22} {first:>14} {second:>14}");
+    };
+    row(heading, "reads", "writes");
+    for region in regions {
+        row(&region.name, &grouped(region.reads), &grouped(region.writes));
+    }
+    if unclaimed_reads + unclaimed_writes > 0 {
+        row("(nobody)", &grouped(*unclaimed_reads), &grouped(*unclaimed_writes));
+    }
+    if *refused > 0 {
+        row("(refused by it)", &grouped(*refused), "");
+    }
+}
+
+/// A number with its digits in groups of three: `24 576`.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(' ');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// `1 reset`, `2 resets`, `3 accesses`.
+pub fn counted(number: u64, noun: &str) -> String {
+    let plural = match (number, noun.ends_with('s')) {
+        (1, _) => "",
+        (_, true) => "es",
+        (_, false) => "s",
+    };
+    format!("{} {noun}{plural}", grouped(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use umbra_vcpu::stats::{ExitKind, ExitStat, MmioStats, RegionUse, VcpuStats};
+
+    fn example() -> RunReport {
+        let exit = ExitStat {
+            count: 1_234_567,
+            handling_ns: 2 * 1_234_567,
+            longest_ns: 9000,
+        };
+        let region = RegionUse {
+            name: "scratch".to_owned(),
+            reads: 5,
+            writes: 7,
+        };
+        RunReport {
+            backend: "kvm",
+            vcpus: 1,
+            wall: Duration::from_millis(1500),
+            resets: 1,
+            stats: VcpuStats {
+                exits: vec![(ExitKind::MmioRead, exit)],
+                mmio: MmioStats {
+                    cache_hits: 1000,
+                    spte_hits: 20,
+                    searches: 3,
+                    ..MmioStats::default()
+                },
+                mmio_bus: BusStats {
+                    regions: vec![region],
+                    ..BusStats::default()
+                },
+                ..VcpuStats::default()
+            },
+        }
+    }
+
+    #[test]
+    fn text_has_counts_times_and_devices() {
+        let text = render(&example(), Style::Plain);
+        assert!(
+            text.starts_with("1 234 567 exits in 1.500 s on kvm (1 vCPU)\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("scratch") && text.contains("by cache 1 000, by SPTE 20, by search 3"),
+            "{text}"
+        );
+        assert!(
+            text.contains("searches avoided 1 020") && text.contains("1 reset\n"),
+            "{text}"
+        );
+        assert!(!text.contains("port device"), "what wasn't used is left out: {text}");
+    }
+
+    #[test]
+    fn json_is_one_line_with_the_same_numbers() {
+        let json = example().to_json();
+        assert_eq!(json.lines().count(), 1);
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(value["exits"]["mmio-read"]["count"], 1_234_567);
+        assert_eq!(value["mmio"]["cache_hits"], 1000);
+        assert_eq!(value["searches_avoided"], 1020);
+        assert_eq!(value["wall_seconds"], 1.5);
+    }
+
+    #[test]
+    fn numbers_are_grouped_and_counted() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(1000), "1 000");
+        assert_eq!(grouped(12_345_678), "12 345 678");
+        assert_eq!(counted(1, "access"), "1 access");
+        assert_eq!(counted(2, "access"), "2 accesses");
+        assert_eq!(counted(0, "reset"), "0 resets");
+    }
+}

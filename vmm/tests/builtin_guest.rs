@@ -1,0 +1,63 @@
+//! What a bare `vmm` does.
+
+mod support;
+
+use support::{kvm_usable, run, vmm};
+
+#[test]
+fn bare_vmm_runs_the_builtin_guest_and_shows_a_summary() {
+    if !kvm_usable() {
+        return;
+    }
+    let ended = run(&mut vmm(&[]));
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    for part in [
+        "guest: ",
+        "Umbra",
+        "✓",
+        "5 133 primes",
+        "MMIO accesses",
+        "the vCPU's cache",
+        "an MMIO SPTE",
+    ] {
+        assert!(ended.stdout.contains(part), "{part}: {}", ended.stdout);
+    }
+    assert!(
+        !ended.stdout.contains('✗') && !ended.stdout.contains('\x1b'),
+        "{}",
+        ended.stdout
+    );
+    assert_eq!(ended.stderr, "");
+}
+
+#[test]
+fn mmio_is_recognised_as_planned() {
+    if !kvm_usable() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("stats.json");
+    let ended = run(&mut vmm(&["--stats=json", "--stats-file", path.to_str().unwrap()]));
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    let stats: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let mmio = |name: &str| stats["mmio"][name].as_u64().unwrap();
+    assert!(mmio("cache_hits") > 16_000, "{stats}");
+    assert!(mmio("spte_hits") > 8_000, "{stats}");
+    assert!((1..200).contains(&mmio("searches")), "{stats}");
+    assert!(mmio("stale") >= 16, "{stats}");
+}
+
+#[test]
+fn without_the_cache_everything_is_searched() {
+    if !kvm_usable() {
+        return;
+    }
+    let ended = run(&mut vmm(&["--no-mmio-cache", "--irqchip", "split", "--stats=json"]));
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    let json = ended.stderr.lines().last().unwrap();
+    let stats: serde_json::Value = serde_json::from_str(json).unwrap();
+    assert_eq!(stats["mmio"]["cache_hits"], 0, "{stats}");
+    assert_eq!(stats["mmio"]["spte_hits"], 0, "{stats}");
+    assert!(stats["mmio"]["searches"].as_u64().unwrap() > 24_000, "{stats}");
+    assert!(ended.stdout.contains("--no-mmio-cache"), "{}", ended.stdout);
+}
