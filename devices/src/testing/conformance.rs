@@ -19,7 +19,9 @@ const VALUES: [u64; 5] = [
 /// use umbra_devices::testing::Conformance;
 /// use umbra_devices::models::scratch::{Scratch, regs};
 ///
-/// Conformance::of("scratch", regs::LEN, Scratch::new).reads_are_quiet_in(0..regs::LEN).check();
+/// // Reads of the register file are counted, so they are not quiet; those of the rest are.
+/// let suite = Conformance::of("scratch", regs::LEN, Scratch::new);
+/// suite.reads_are_quiet_in(regs::READS..regs::LEN).check();
 /// ```
 pub struct Conformance<F> {
     name: &'static str,

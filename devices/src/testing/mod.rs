@@ -1,6 +1,8 @@
 //! For tests: trivial devices and sinks, and the suite that every device model must pass.
 
+pub mod bus_model;
 mod conformance;
+pub mod fuzz;
 
 pub use conformance::Conformance;
 

@@ -1,0 +1,28 @@
+//! The fuzz bodies of the device models, over random histories.
+#![cfg(not(loom))]
+
+use proptest::prelude::*;
+use std::io;
+use std::sync::Arc;
+use umbra_devices::models::cmos::{self, Cmos, MemorySize};
+use umbra_devices::models::i8042::{self, I8042};
+use umbra_devices::models::pm::{self, PowerControl, ResetControl};
+use umbra_devices::models::scratch::{self, Scratch};
+use umbra_devices::models::serial::{self, Serial};
+use umbra_devices::models::slot_control::{self, SlotControl};
+use umbra_devices::testing::fuzz;
+use umbra_devices::{IrqLine, ManualClock};
+
+proptest! {
+    #[test]
+    fn every_model_survives_random_histories(data in prop::collection::vec(any::<u8>(), 0..2000)) {
+        fuzz::device(&data, serial::regs::LEN, &Serial::new(io::sink(), IrqLine::detached()));
+        fuzz::device(&data, i8042::regs::LEN, &I8042::new());
+        let memory = MemorySize { below_4g: 1 << 30, above_4g: 0 };
+        fuzz::device(&data, cmos::regs::LEN, &Cmos::new(Arc::new(ManualClock::default()), memory));
+        fuzz::device(&data, pm::regs::LEN, &PowerControl::new());
+        fuzz::device(&data, ResetControl::LEN, &ResetControl::new());
+        fuzz::device(&data, scratch::regs::LEN, &Scratch::new());
+        fuzz::device(&data, slot_control::regs::LEN, &SlotControl::new());
+    }
+}
