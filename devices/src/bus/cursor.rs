@@ -1,16 +1,17 @@
 //! [`BusCursor`]: the access path. One per vCPU; takes no lock, writes nothing shared, allocates nothing.
 //!
-//! An access costs one load of the bus's epoch (was the bus changed?) and one of the index. The few accesses that the
-//! index doesn't answer directly (registers of several devices in one page, say) are searched for once, and the cursor
+//! An access costs one load of the bus's epoch (was the bus changed?) and one of the cursor's own table. The few accesses
+//! that the table doesn't answer (registers of several devices in one page, say) are searched for once, and the cursor
 //! remembers the outcome until another such access or a change of the bus.
 
 use super::address::BusAddress;
 use super::range::contains;
 use super::region::RegionId;
 use super::routes::{BusGeneration, Routes};
-use super::stats::{CursorStats, RegionStats, Tally};
+use super::stats::{CursorStats, RegionStats, Tally, direction};
+use super::table::CursorTable;
 use crate::access::{IoOp, IoSize};
-use crate::device::{Device, Effect, IoOutcome, Refusal};
+use crate::device::{Effect, IoOutcome, Refusal};
 use umbra_memslots::publish::Reader;
 
 /// What the bus answers to one access.
@@ -39,6 +40,8 @@ pub enum AnsweredBy {
 
 /// One vCPU's access to a bus.
 pub struct BusCursor<A: BusAddress> {
+    /// Made from the reader's snapshot.
+    table: CursorTable,
     reader: Reader<Routes<A>>,
     /// The number of the region that the last search found, in the reader's snapshot.
     remembered: Option<u32>,
@@ -47,11 +50,11 @@ pub struct BusCursor<A: BusAddress> {
 
 impl<A: BusAddress> BusCursor<A> {
     pub(super) fn new(reader: Reader<Routes<A>>) -> Self {
-        let tally = Tally::new(&reader.cached().regions);
         Self {
+            table: CursorTable::new(reader.cached()),
             reader,
             remembered: None,
-            tally,
+            tally: Tally::new(),
         }
     }
 
@@ -64,25 +67,30 @@ impl<A: BusAddress> BusCursor<A> {
         if self.reader.source().epoch() != self.reader.epoch() {
             self.catch_up();
         }
-        let routes = self.reader.cached();
-        let class = routes.index.first();
-        if let Some((device, offset, bucket)) = class.direct(addr.raw(), size) {
-            let number = class.owner(bucket);
-            let id = self.tally.count(number, op);
-            return answer(
-                routes,
-                number,
-                Call {
-                    device,
-                    id,
-                    offset,
-                    size,
-                    op,
-                },
-                &mut self.tally,
-            );
+        let op = cut(op, size);
+        let raw = addr.raw();
+        let Some(entry) = self.table.entry_mut(raw >> A::BLOCK_SHIFT) else {
+            return self.access_indirectly(addr, size, op);
+        };
+        let offset = raw.wrapping_sub(entry.start);
+        let Some(device) = entry.target.as_ref().filter(|_| contains(entry.len, offset, size)) else {
+            return self.access_indirectly(addr, size, op);
+        };
+        entry.counts[direction(op)] += 1;
+        let id = entry.id;
+        match device.access(offset, size, op) {
+            IoOutcome::Value(value) if op.is_read() => Answer {
+                value: size.truncate(value),
+                effect: None,
+                by: AnsweredBy::Region(id),
+            },
+            IoOutcome::Done => Answer {
+                value: 0,
+                effect: None,
+                by: AnsweredBy::Region(id),
+            },
+            outcome => self.answer(id, offset, size, op, outcome),
         }
-        self.access_indirectly(addr, size, op)
     }
 
     /// Reads; all ones if nobody answers.
@@ -104,113 +112,103 @@ impl<A: BusAddress> BusCursor<A> {
 
     /// How the accesses through this cursor were resolved.
     pub fn stats(&self) -> CursorStats {
-        self.tally.stats()
+        self.tally.stats(&self.table)
     }
 
     /// Accesses by region, in the order of claiming, including regions that are gone. Regions never accessed are left
     /// out.
     pub fn region_stats(&self) -> Vec<RegionStats> {
-        self.tally.by_region(&self.reader.cached().regions)
+        self.tally.by_region(&self.table, &self.reader.cached().regions)
     }
 
+    /// An access that the table doesn't answer. `op` is cut.
     #[inline(never)]
     fn access_indirectly(&mut self, addr: A, size: IoSize, op: IoOp) -> Answer {
         let routes = self.reader.cached();
-        let holds = |number: u32| {
-            let range = routes.regions[number as usize].range;
-            contains(range.len(), addr.raw().wrapping_sub(range.start().raw()), size)
+        let remembered = self
+            .remembered
+            .filter(|&number| routes.regions[number as usize].range.holds(addr.raw(), size));
+        let found = if remembered.is_some() {
+            self.tally.remembered();
+            remembered
+        } else {
+            self.tally.searched();
+            routes.index.search(&routes.regions, addr.raw(), size)
         };
-        let number = match self.remembered {
-            Some(number) if holds(number) => {
-                self.tally.remembered();
-                Some(number)
-            }
-            _ => {
-                self.tally.searched();
-                routes.index.search(&routes.regions, addr.raw(), size)
-            }
-        };
-        let Some(number) = number else {
+        let Some(number) = found else {
             return unclaimed(routes, addr, size, op, &mut self.tally);
         };
-        self.remembered = Some(number);
-        let id = self.tally.count(number, op);
+        self.remembered = found;
         let region = &routes.regions[number as usize];
+        self.tally.count(region, op);
         let offset = addr.raw() - region.range.start().raw();
-        answer(
-            routes,
-            number,
-            Call {
-                device: &*region.target,
-                id,
-                offset,
-                size,
-                op,
+        let (id, outcome) = (region.id, region.target.access(offset, size, op));
+        self.answer(id, offset, size, op, outcome)
+    }
+
+    /// Puts any answer of a device into the guest's terms.
+    #[inline(never)]
+    fn answer(&mut self, id: RegionId, offset: u64, size: IoSize, op: IoOp, outcome: IoOutcome) -> Answer {
+        let by = AnsweredBy::Region(id);
+        match outcome {
+            IoOutcome::Value(value) => Answer {
+                value: read_value(value, size, op),
+                effect: None,
+                by,
             },
-            &mut self.tally,
-        )
+            IoOutcome::Done => Answer {
+                value: 0,
+                effect: None,
+                by,
+            },
+            IoOutcome::Effect { value, effect } => Answer {
+                value: read_value(value, size, op),
+                effect: Some(effect),
+                by,
+            },
+            IoOutcome::Refused(refusal) => {
+                if let Some(total) = self.tally.refused() {
+                    let regions = &self.reader.cached().regions;
+                    let name = regions
+                        .iter()
+                        .find(|region| region.id == id)
+                        .map(|region| region.name());
+                    tracing::debug!(
+                        bus = A::BUS_NAME,
+                        region = name,
+                        offset = format_args!("{offset:#x}"),
+                        size = size.bytes(),
+                        ?op,
+                        ?refusal,
+                        total,
+                        "a device refused an access"
+                    );
+                }
+                Answer {
+                    value: floating(size, op),
+                    effect: None,
+                    by: AnsweredBy::Refused(id, refusal),
+                }
+            }
+        }
     }
 
     #[cold]
+    #[inline(never)]
     fn catch_up(&mut self) {
-        let left = self.reader.clone();
+        self.tally.retire(&self.table, &self.reader.cached().regions);
         self.reader.refresh();
-        self.tally
-            .change_over(&left.cached().regions, &self.reader.cached().regions);
+        self.table = CursorTable::new(self.reader.cached());
         self.remembered = None;
     }
 }
 
-/// A resolved access.
-struct Call<'a> {
-    device: &'a dyn Device,
-    id: RegionId,
-    offset: u64,
-    size: IoSize,
-    op: IoOp,
-}
-
-/// Calls the device in the region of this number and puts its answer into the guest's terms.
+/// The access with no bits beyond its size.
 #[inline]
-fn answer<A: BusAddress>(routes: &Routes<A>, number: u32, call: Call<'_>, tally: &mut Tally) -> Answer {
-    let Call {
-        device,
-        id,
-        offset,
-        size,
-        op,
-    } = call;
-    let op = match op {
+fn cut(op: IoOp, size: IoSize) -> IoOp {
+    match op {
         IoOp::Read => IoOp::Read,
         IoOp::Write(value) => IoOp::Write(size.truncate(value)),
-    };
-    let by = AnsweredBy::Region(id);
-    match device.access(offset, size, op) {
-        IoOutcome::Value(value) => Answer {
-            value: read_value(value, size, op),
-            effect: None,
-            by,
-        },
-        IoOutcome::Done => Answer {
-            value: 0,
-            effect: None,
-            by,
-        },
-        IoOutcome::Effect { value, effect } => Answer {
-            value: read_value(value, size, op),
-            effect: Some(effect),
-            by,
-        },
-        IoOutcome::Refused(refusal) => {
-            if let Some(total) = tally.refused() {
-                log_refusal(routes, number, &call, refusal, total);
-            }
-            Answer {
-                value: floating(size, op),
-                effect: None,
-                by: AnsweredBy::Refused(id, refusal),
-            }
-        }
     }
 }
 
@@ -225,23 +223,9 @@ fn floating(size: IoSize, op: IoOp) -> u64 {
 }
 
 #[cold]
-fn log_refusal<A: BusAddress>(routes: &Routes<A>, number: u32, call: &Call<'_>, refusal: Refusal, total: u64) {
-    tracing::debug!(
-        bus = A::BUS_NAME,
-        region = routes.regions[number as usize].name(),
-        offset = format_args!("{:#x}", call.offset),
-        size = call.size.bytes(),
-        op = ?call.op,
-        ?refusal,
-        total,
-        "a device refused an access"
-    );
-}
-
-#[cold]
 fn unclaimed<A: BusAddress>(routes: &Routes<A>, addr: A, size: IoSize, op: IoOp, tally: &mut Tally) -> Answer {
     if let IoOp::Write(value) = op
-        && let Some(event) = routes.events.find(addr, size, size.truncate(value))
+        && let Some(event) = routes.events.find(addr, size, value)
     {
         tally.event();
         event.event.signal();

@@ -1,21 +1,18 @@
-//! From an address to the region that owns it, in one dependent load.
+//! From an address to the region that owns it.
 //!
 //! A region is cut into naturally aligned blocks of a few sizes (a page, 16 pages, 256 pages, …; for ports 1, 16, 256,
 //! …), much as an MMU with several page sizes would map it. The blocks of one size are a [`Class`]: an open-addressed
-//! hash table whose buckets hold everything that an access needs (where the region starts, how long it is, which device
-//! answers). A hit therefore costs a multiplication, a shift and one load, as from a flat page-indexed array, whatever
-//! the number of devices; and the table is as small as the number of blocks, whatever the distance between them.
+//! hash table of region numbers, as small as the number of blocks, whatever the distance between them.
 //!
 //! The index is immutable, so the hash function is chosen to fit its keys: the plain low bits if these tell the blocks
-//! apart (devices side by side, the usual layout), else the multiplier with the fewest collisions. Blocks that several
-//! small regions share go to a sorted list. What isn't a direct hit is looked for by [`Index::search`].
+//! apart (devices side by side, the usual layout), else the multiplier with the fewest collisions. A block that is in its
+//! home bucket and belongs to one region only can be resolved without a search: that is what a cursor remembers. Blocks
+//! that several small regions share go to a sorted list. [`Index::search`] finds everything.
 
 use super::address::BusAddress;
-use super::range::{BusRange, contains};
+use super::range::BusRange;
 use super::region::Region;
 use crate::access::IoSize;
-use crate::device::Device;
-use std::sync::Arc;
 
 /// log2 of the ratio of one class's block size to the next smaller one's. Smaller means fewer blocks for an odd-sized
 /// region, larger means fewer tables to look into.
@@ -27,58 +24,40 @@ const UNUSED: u32 = u32::MAX;
 /// `owners` bit that says the rest is the number of a crowd, not of a region.
 const CROWD: u32 = 1 << 31;
 
-/// What one bucket answers. 32 bytes: two to a cache line.
-#[derive(Clone, Default)]
-pub(super) struct Bucket {
-    start: u64,
-    /// 0 in an unused bucket and in that of a crowd, so that nothing lies within.
-    len: u64,
-    device: Option<Arc<dyn Device>>,
-}
-
 /// The blocks of one size.
 pub(super) struct Class {
     block_shift: u32,
     hash: Hash,
     /// How far a block may be from its home bucket.
     reach: usize,
-    buckets: Box<[Bucket]>,
     /// For each bucket the number of its region, or `CROWD` and the number of a crowd, or `UNUSED`.
     owners: Box<[u32]>,
 }
 
 impl Class {
-    /// The device that answers an access of `size` at `raw`, the offset, and the bucket, if the access is to the block
-    /// that is at home in its bucket. `None` does not mean unclaimed: [`Index::search`] knows.
-    #[inline]
-    pub(super) fn direct(&self, raw: u64, size: IoSize) -> Option<(&dyn Device, u64, usize)> {
-        let home = self.hash.home(raw >> self.block_shift);
-        let bucket = self.buckets.get(home)?;
-        let offset = raw.wrapping_sub(bucket.start);
-        if !contains(bucket.len, offset, size) {
-            return None;
-        }
-        Some((&**bucket.device.as_ref()?, offset, home))
+    /// The function that says in which bucket a block is at home.
+    pub(super) const fn hash(&self) -> Hash {
+        self.hash
     }
 
-    /// The number of the region in `bucket`, which [`Class::direct`] answered.
-    #[inline]
-    pub(super) fn owner(&self, bucket: usize) -> u32 {
-        self.owners[bucket]
+    /// For each bucket the number of the region in it, if it is a single one.
+    pub(super) fn owners(&self) -> impl Iterator<Item = Option<u32>> {
+        self.owners.iter().map(|&owner| (owner & CROWD == 0).then_some(owner))
     }
 }
 
 /// A multiplicative hash: `key * multiplier` and of that the top bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Hash {
+pub(super) struct Hash {
     multiplier: u64,
     /// 64 - log2(number of buckets), in `1..=63`.
     down: u32,
 }
 
 impl Hash {
+    /// The home bucket of block `key`.
     #[inline]
-    fn home(self, key: u64) -> usize {
+    pub(super) fn home(self, key: u64) -> usize {
         // At most 63 bits are left, and a table has far fewer.
         #[expect(clippy::cast_possible_truncation, reason = "fits the table size, which fits usize")]
         let home = (key.wrapping_mul(self.multiplier) >> self.down) as usize;
@@ -92,7 +71,7 @@ impl Hash {
 
 /// The whole index of one bus snapshot.
 pub(super) struct Index {
-    /// Never empty; ascending block size.
+    /// Ascending block size; the first is that of the smallest blocks, even if it has none.
     classes: Box<[Class]>,
     /// Region numbers, ascending by address, of each block that several regions share.
     crowds: Box<[Box<[u32]>]>,
@@ -101,7 +80,7 @@ pub(super) struct Index {
 impl Index {
     /// Builds the index of `regions`, which are ascending by address and don't overlap.
     pub(super) fn build<A: BusAddress>(regions: &[Region<A>]) -> Self {
-        let mut blocks: Vec<Vec<(u64, u32)>> = Vec::new();
+        let mut blocks: Vec<Vec<(u64, u32)>> = vec![Vec::new()];
         for (number, region) in (0u32..CROWD - 1).zip(regions) {
             cut(region.range, |shift, block| {
                 let class = ((shift - A::BLOCK_SHIFT) / CLASS_STEP) as usize;
@@ -114,12 +93,9 @@ impl Index {
         let mut crowds = Vec::new();
         let mut classes = Vec::new();
         for (shift, blocks) in (A::BLOCK_SHIFT..).step_by(CLASS_STEP as usize).zip(blocks) {
-            if !blocks.is_empty() {
-                classes.push(build_class(shift, &blocks, regions, &mut crowds));
+            if shift == A::BLOCK_SHIFT || !blocks.is_empty() {
+                classes.push(build_class(shift, &blocks, &mut crowds));
             }
-        }
-        if classes.is_empty() {
-            classes.push(build_class::<A>(A::BLOCK_SHIFT, &[], regions, &mut crowds));
         }
         Self {
             classes: classes.into(),
@@ -127,8 +103,7 @@ impl Index {
         }
     }
 
-    /// The class to try [`Class::direct`] on.
-    #[inline]
+    /// The class of the smallest blocks.
     pub(super) fn first(&self) -> &Class {
         &self.classes[0]
     }
@@ -136,7 +111,7 @@ impl Index {
     /// The number of the region that an access of `size` at `raw` lies in, looking everywhere it can be.
     pub(super) fn search<A: BusAddress>(&self, regions: &[Region<A>], raw: u64, size: IoSize) -> Option<u32> {
         for class in &self.classes {
-            let mask = class.buckets.len() - 1;
+            let mask = class.owners.len() - 1;
             let home = class.hash.home(raw >> class.block_shift);
             for step in 0..=class.reach {
                 let at = (home + step) & mask;
@@ -149,11 +124,11 @@ impl Index {
                     let after = crowd.partition_point(|&number| regions[number as usize].range.start().raw() <= raw);
                     let candidate = after.checked_sub(1).map(|last| crowd[last]);
                     if let Some(number) = candidate
-                        && holds(regions[number as usize].range, raw, size)
+                        && regions[number as usize].range.holds(raw, size)
                     {
                         return Some(number);
                     }
-                } else if contains(class.buckets[at].len, raw.wrapping_sub(class.buckets[at].start), size) {
+                } else if regions[owner as usize].range.holds(raw, size) {
                     return Some(owner);
                 }
             }
@@ -164,16 +139,9 @@ impl Index {
     /// Bytes of heap memory in use, for tests that hold the index to its size.
     #[cfg(test)]
     fn heap_bytes(&self) -> usize {
-        self.classes
-            .iter()
-            .map(|class| class.buckets.len() * (size_of::<Bucket>() + 4))
-            .sum::<usize>()
+        self.classes.iter().map(|class| class.owners.len() * 4).sum::<usize>()
             + self.crowds.iter().map(|crowd| crowd.len() * 4).sum::<usize>()
     }
-}
-
-fn holds<A: BusAddress>(range: BusRange<A>, raw: u64, size: IoSize) -> bool {
-    contains(range.len(), raw.wrapping_sub(range.start().raw()), size)
 }
 
 /// Cuts a range into the largest aligned blocks of the permitted sizes; the ends may fill a smallest block partly.
@@ -198,12 +166,7 @@ fn cut<A: BusAddress>(range: BusRange<A>, mut block: impl FnMut(u32, u64)) {
 }
 
 /// Builds one class from (block, region number) pairs, ascending.
-fn build_class<A: BusAddress>(
-    block_shift: u32,
-    blocks: &[(u64, u32)],
-    regions: &[Region<A>],
-    crowds: &mut Vec<Box<[u32]>>,
-) -> Class {
+fn build_class(block_shift: u32, blocks: &[(u64, u32)], crowds: &mut Vec<Box<[u32]>>) -> Class {
     let groups: Vec<&[(u64, u32)]> = blocks.chunk_by(|a, b| a.0 == b.0).collect();
     let keys: Vec<u64> = groups.iter().map(|group| group[0].0).collect();
     let hash = choose_hash(&keys);
@@ -211,7 +174,6 @@ fn build_class<A: BusAddress>(
         block_shift,
         hash,
         reach: 0,
-        buckets: vec![Bucket::default(); hash.buckets()].into(),
         owners: vec![UNUSED; hash.buckets()].into(),
     };
     // Blocks whose home is free first: nobody who could be found directly is pushed away by somebody who can't.
@@ -219,39 +181,27 @@ fn build_class<A: BusAddress>(
     for (&key, group) in keys.iter().zip(groups) {
         let home = hash.home(key);
         if class.owners[home] == UNUSED {
-            class.put(home, group, regions, crowds);
+            class.put(home, group, crowds);
         } else {
             displaced.push((home, group));
         }
     }
     for (home, group) in displaced {
         let mut step = 1;
-        let mask = class.buckets.len() - 1;
+        let mask = class.owners.len() - 1;
         while class.owners[(home + step) & mask] != UNUSED {
             step += 1;
         }
         class.reach = class.reach.max(step);
-        class.put((home + step) & mask, group, regions, crowds);
+        class.put((home + step) & mask, group, crowds);
     }
     class
 }
 
 impl Class {
-    fn put<A: BusAddress>(
-        &mut self,
-        at: usize,
-        group: &[(u64, u32)],
-        regions: &[Region<A>],
-        crowds: &mut Vec<Box<[u32]>>,
-    ) {
-        if let [(_, number)] = group {
-            let region = &regions[*number as usize];
-            self.buckets[at] = Bucket {
-                start: region.range.start().raw(),
-                len: region.range.len(),
-                device: Some(Arc::clone(&region.target)),
-            };
-            self.owners[at] = *number;
+    fn put(&mut self, at: usize, group: &[(u64, u32)], crowds: &mut Vec<Box<[u32]>>) {
+        self.owners[at] = if let [(_, number)] = group {
+            *number
         } else {
             #[expect(
                 clippy::cast_possible_truncation,
@@ -259,8 +209,8 @@ impl Class {
             )]
             let crowd = crowds.len() as u32;
             crowds.push(group.iter().map(|&(_, number)| number).collect());
-            self.owners[at] = CROWD | crowd;
-        }
+            CROWD | crowd
+        };
     }
 }
 
@@ -316,7 +266,9 @@ fn count_collisions(keys: &[u64], hash: Hash) -> usize {
 mod tests {
     use super::*;
     use crate::bus::{Port, RegionId};
+    use crate::device::Device;
     use crate::testing::Constant;
+    use std::sync::Arc;
     use umbra_memslots::Gpa;
 
     fn regions<A: BusAddress>(ranges: &[(u64, u64)]) -> Vec<Region<A>> {
@@ -363,35 +315,35 @@ mod tests {
         );
     }
 
+    /// The region that is at home in the bucket of `raw`.
+    fn at_home<A: BusAddress>(index: &Index, raw: u64) -> Option<u32> {
+        let first = index.first();
+        first.owners().nth(first.hash().home(raw >> A::BLOCK_SHIFT)).unwrap()
+    }
+
     #[test]
-    fn devices_side_by_side_are_all_found_directly_in_a_full_table() {
+    fn devices_side_by_side_are_all_at_home_in_a_full_table() {
         let ranges: Vec<_> = (0..4096).map(|i| (0xd000_0000 + i * 0x1000, 0x1000)).collect();
         let regions = regions::<Gpa>(&ranges);
         let index = Index::build(&regions);
-        assert_eq!(index.first().buckets.len(), 4096);
-        for (number, &(start, _)) in ranges.iter().enumerate() {
-            let (_, offset, bucket) = index.first().direct(start + 8, IoSize::B4).unwrap();
-            assert_eq!((offset, index.first().owner(bucket) as usize), (8, number));
+        assert_eq!(index.first().owners().count(), 4096);
+        for (number, &(start, _)) in (0..).zip(&ranges) {
+            assert_eq!(at_home::<Gpa>(&index, start + 8), Some(number));
         }
     }
 
     #[test]
-    fn wide_strides_and_odd_places_of_few_devices_are_found_directly() {
-        for ranges in [
+    fn wide_strides_and_odd_places_of_few_devices_are_all_at_home() {
+        for mut ranges in [
             (0..64).map(|i| (i << 30, 0x1000)).collect::<Vec<_>>(),
             (0..64).map(|i| (i * 0x12_3000, 0x1000)).collect(),
-            (0..40u64)
-                .map(|i| ((i * i * i * 0x7_1000) & !0xfff, 0x800))
-                .skip(1)
-                .collect(),
+            (1..40u64).map(|i| ((i * i * i * 0x7_1000) & !0xfff, 0x800)).collect(),
         ] {
-            let mut ranges = ranges;
             ranges.sort_unstable();
-            ranges.dedup_by_key(|range| range.0);
             let regions = regions::<Gpa>(&ranges);
             let index = Index::build(&regions);
-            for &(start, _) in &ranges {
-                assert!(index.first().direct(start, IoSize::B8).is_some(), "{start:#x}");
+            for (number, &(start, _)) in (0..).zip(&ranges) {
+                assert_eq!(at_home::<Gpa>(&index, start), Some(number), "{start:#x}");
             }
         }
     }

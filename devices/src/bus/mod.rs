@@ -2,8 +2,8 @@
 //! ([`Port`]).
 //!
 //! Read in this order: `range` and `region` (what is claimed), `registry` ([`Bus`], how it changes), `routes` (the
-//! immutable state that is published), `index` (how an address finds its region), `cursor` ([`BusCursor`], the access
-//! path), `ioevent` and `mirror` (what the kernel is told).
+//! immutable state that is published), `index` (how an address finds its region), `table` and `cursor` ([`BusCursor`],
+//! the access path), `ioevent` and `mirror` (what the kernel is told).
 //!
 //! One writer at a time publishes immutable states; each vCPU's cursor goes on with the state it has until it sees that
 //! there is a newer one. An access is therefore resolved against exactly one state, and no lock is held while a device is
@@ -20,6 +20,7 @@ mod region;
 mod registry;
 mod routes;
 mod stats;
+mod table;
 #[cfg(all(test, not(loom)))]
 mod tests;
 

@@ -61,6 +61,11 @@ impl<A: BusAddress> BusRange<A> {
         let offset = addr.raw().wrapping_sub(self.start.raw());
         contains(self.len, offset, size).then_some(offset)
     }
+
+    /// Whether an access of `size` at `raw` lies wholly in the range.
+    pub(super) fn holds(&self, raw: u64, size: IoSize) -> bool {
+        contains(self.len, raw.wrapping_sub(self.start.raw()), size)
+    }
 }
 
 /// Whether an access of `size` at `offset` lies wholly within `len` bytes. `offset` may be any number, also one that

@@ -2,6 +2,7 @@
 
 use super::address::BusAddress;
 use super::region::{Region, RegionId};
+use super::table::{Counts, CursorTable};
 use crate::access::IoOp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,11 +10,11 @@ use std::sync::Arc;
 /// How the accesses through one cursor were resolved.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct CursorStats {
-    /// Accesses that the index answered with its first load.
+    /// Accesses resolved from the cursor's table, without a search.
     pub direct: u64,
     /// Accesses resolved from what the cursor remembered of its last search.
     pub remembered: u64,
-    /// Accesses that needed a search: the first one to a crowded page, and unclaimed ones.
+    /// Accesses that needed a search: the first one to a crowded page or a very large region, and unclaimed ones.
     pub searched: u64,
     /// Reads that nobody answered.
     pub unclaimed_reads: u64,
@@ -40,42 +41,40 @@ pub struct RegionStats {
     pub writes: u64,
 }
 
-/// Reads and writes.
-type Counts = [u64; 2];
-
-/// The counters of one region, next to its identity: who counts an access needs both.
-#[derive(Clone, Copy)]
-struct Entry {
-    id: RegionId,
-    counts: Counts,
-}
-
-/// The counters of one cursor.
+/// The counters of one cursor, but for those in its present table.
 pub(super) struct Tally {
-    /// By region number in the cursor's present snapshot.
-    entries: Box<[Entry]>,
-    /// What was counted in earlier snapshots.
-    retired: BTreeMap<RegionId, (Arc<str>, Counts)>,
-    /// All but `direct`, which follows from the rest.
+    /// Direct accesses counted in earlier tables.
+    direct: u64,
+    /// Names and counts of regions: what was counted in earlier tables, and accesses that needed a search.
+    regions: BTreeMap<RegionId, (Arc<str>, Counts)>,
+    /// All but `direct`.
     stats: CursorStats,
 }
 
 impl Tally {
-    /// Counters for a first snapshot of these regions.
-    pub(super) fn new<A: BusAddress>(regions: &[Region<A>]) -> Self {
+    pub(super) const fn new() -> Self {
+        let stats = CursorStats {
+            direct: 0,
+            remembered: 0,
+            searched: 0,
+            unclaimed_reads: 0,
+            unclaimed_writes: 0,
+            events: 0,
+            refused: 0,
+            generations_seen: 0,
+        };
         Self {
-            entries: entries(regions),
-            retired: BTreeMap::new(),
-            stats: CursorStats::default(),
+            direct: 0,
+            regions: BTreeMap::new(),
+            stats,
         }
     }
 
-    /// Counts an access to the region of this number in the present snapshot, and says which region that is.
-    #[inline]
-    pub(super) fn count(&mut self, number: u32, op: IoOp) -> RegionId {
-        let entry = &mut self.entries[number as usize];
-        entry.counts[usize::from(!op.is_read())] += 1;
-        entry.id
+    /// Counts an access that was not resolved from the table.
+    pub(super) fn count<A: BusAddress>(&mut self, region: &Region<A>, op: IoOp) {
+        let mut counts = [0; 2];
+        counts[direction(op)] = 1;
+        add(&mut self.regions, region.id, counts, || Arc::clone(&region.name));
     }
 
     pub(super) fn remembered(&mut self) {
@@ -106,26 +105,17 @@ impl Tally {
         worth_a_line(self.stats.unclaimed_reads + self.stats.unclaimed_writes)
     }
 
-    pub(super) fn stats(&self) -> CursorStats {
-        let now: u64 = self.entries.iter().flat_map(|entry| entry.counts).sum();
-        let before: u64 = self.retired.values().flat_map(|(_, counts)| counts).sum();
-        let CursorStats {
-            remembered,
-            searched,
-            unclaimed_reads,
-            unclaimed_writes,
-            events,
-            ..
-        } = self.stats;
-        // Each access was counted once by who answered it; of all, the ones that were not direct are known.
-        let all = now + before + unclaimed_reads + unclaimed_writes + events;
-        let direct = all - (remembered + searched);
-        CursorStats { direct, ..self.stats }
+    pub(super) fn stats(&self, table: &CursorTable) -> CursorStats {
+        let now: u64 = table.counts().flat_map(|(_, counts)| counts).sum();
+        CursorStats {
+            direct: self.direct + now,
+            ..self.stats
+        }
     }
 
-    pub(super) fn by_region<A: BusAddress>(&self, regions: &[Region<A>]) -> Vec<RegionStats> {
-        let mut all = self.retired.clone();
-        add(&mut all, &self.entries, regions);
+    pub(super) fn by_region<A: BusAddress>(&self, table: &CursorTable, regions: &[Region<A>]) -> Vec<RegionStats> {
+        let mut all = self.regions.clone();
+        add_table(&mut all, table, regions);
         all.into_iter()
             .map(|(id, (name, [reads, writes]))| RegionStats {
                 id,
@@ -136,37 +126,33 @@ impl Tally {
             .collect()
     }
 
-    /// Goes from the counters for the regions of one snapshot to those of the next, keeping what was counted.
-    pub(super) fn change_over<A: BusAddress>(&mut self, from: &[Region<A>], to: &[Region<A>]) {
-        add(&mut self.retired, &self.entries, from);
-        self.entries = entries(to);
+    /// Keeps what was counted in `table`, which is about to be replaced.
+    pub(super) fn retire<A: BusAddress>(&mut self, table: &CursorTable, regions: &[Region<A>]) {
+        self.direct += table.counts().flat_map(|(_, counts)| counts).sum::<u64>();
+        add_table(&mut self.regions, table, regions);
         self.stats.generations_seen += 1;
     }
 }
 
-fn entries<A: BusAddress>(regions: &[Region<A>]) -> Box<[Entry]> {
-    regions
-        .iter()
-        .map(|region| Entry {
-            id: region.id,
-            counts: [0; 2],
-        })
-        .collect()
+/// Where an access is counted in [`Counts`].
+#[inline]
+pub(super) fn direction(op: IoOp) -> usize {
+    usize::from(!op.is_read())
 }
 
-fn add<A: BusAddress>(all: &mut BTreeMap<RegionId, (Arc<str>, Counts)>, entries: &[Entry], regions: &[Region<A>]) {
-    for (
-        region,
-        Entry {
-            id,
-            counts: [reads, writes],
-        },
-    ) in regions.iter().zip(entries)
-    {
-        if reads + writes > 0 {
-            let (_, total) = all.entry(*id).or_insert_with(|| (Arc::clone(&region.name), [0; 2]));
-            total[0] += reads;
-            total[1] += writes;
+type ByRegion = BTreeMap<RegionId, (Arc<str>, Counts)>;
+
+fn add(all: &mut ByRegion, id: RegionId, [reads, writes]: Counts, name: impl FnOnce() -> Arc<str>) {
+    let (_, total) = all.entry(id).or_insert_with(|| (name(), [0; 2]));
+    total[0] += reads;
+    total[1] += writes;
+}
+
+fn add_table<A: BusAddress>(all: &mut ByRegion, table: &CursorTable, regions: &[Region<A>]) {
+    let names: BTreeMap<RegionId, &Arc<str>> = regions.iter().map(|region| (region.id, &region.name)).collect();
+    for (id, counts) in table.counts() {
+        if let Some(&name) = names.get(&id) {
+            add(all, id, counts, || Arc::clone(name));
         }
     }
 }
