@@ -15,7 +15,7 @@
 //! after `KVM_RUN` – `requested` stays set and the next run sees it.
 //! What remains is the binding: the first run on a thread stores the thread id and then looks at `requested`; a kick
 //! sets `requested` and then loads the thread id. Both pairs are sequentially consistent, so either the kick finds the
-//! thread or the run finds the request. `tests::every_interleaving_ends_in_an_exit` walks through all of it.
+//! thread or the run finds the request. The tests in `kick_model` walk through every order of these steps.
 
 use std::cell::Cell;
 use std::io;

@@ -14,6 +14,8 @@ mod irq;
     reason = "the kick signal's handler writes through a pointer; gettid and tgkill have no safe wrapper"
 )]
 mod kick;
+#[cfg(test)]
+mod kick_model;
 #[expect(unsafe_code, reason = "giving the guest host memory is an unsafe ioctl")]
 mod memory;
 mod registers;

@@ -3,6 +3,7 @@
 use super::Report;
 use crate::exit::FatalExit;
 use crate::handle::GuestEnd;
+use crate::regs::{Regs, SystemRegs};
 
 /// One sentence on what happened.
 pub fn headline(report: &Report) -> String {
@@ -74,6 +75,15 @@ fn emulation_failure(report: &Report) -> Vec<String> {
 
 fn triple_fault(report: &Report) -> Vec<String> {
     let mut advice = Vec::new();
+    // KVM resets the vCPU when SVM's shutdown intercept fires, for the processor leaves its state undefined.
+    let after_init = |(regs, system): (Regs, SystemRegs)| regs.rip == 0xfff0 && system.cs.base == 0xffff_0000;
+    if report.regs.zip(report.system).is_some_and(after_init) {
+        return vec![
+            "an AMD processor loses its registers in a triple fault: those shown are the ones after INIT, so the place \
+             is not known; to find it, run the guest on Intel or stop it earlier"
+                .to_owned(),
+        ];
+    }
     if let Some(system) = &report.system {
         if system.idt.limit == 0 {
             advice.push(
