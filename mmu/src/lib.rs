@@ -1,8 +1,8 @@
-//! The MMU: MMIO SPTEs and direct tables.
+//! The MMU: MMIO SPTEs, direct tables, and walks over a guest's page tables.
 //!
 //! Read in this order: [`access_mask`] (permissions), [`shadow`] (the bits of an entry), [`mmio`] (how an entry says
 //! "MMIO"), [`tables`] (where entries are kept), [`direct`] (the tables that answer by gfn, and the answer),
-//! [`observer`] (who is told).
+//! [`observer`] (who is told). Apart from these: [`x86`] (facts about paging) and [`guest_walk`] (a guest's own tables).
 #![cfg_attr(not(feature = "std"), no_std)]
 #![forbid(unsafe_code)]
 
@@ -10,11 +10,14 @@ extern crate alloc;
 
 pub mod access_mask;
 pub mod direct;
+pub mod guest_walk;
+pub mod hw_model;
 pub mod mmio;
 pub mod observer;
 pub mod shadow;
 mod sync;
 pub mod tables;
+pub mod x86;
 
 pub use access_mask::AccessMask;
 pub use observer::{MmuObserver, NoObserver};
