@@ -6,7 +6,7 @@
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use umbra_memslots::{AddressSpaceId, Gpa, SlotLimits, SlotTable};
-use umbra_mmu::direct::{DirectMmu, DirectOptions, DirectTable, DirectVcpu, Direction, Levels};
+use umbra_mmu::direct::{DirectMmu, DirectTable, DirectVcpu, Direction, Levels};
 use umbra_mmu::hw_model::{EptOutcome, HwAccess, HwCpu, HwMemory, HwOutcome, ept_walk, hw_walk};
 use umbra_mmu::shadow::{EntryFormat, HostParams, SpteLayout};
 use umbra_mmu::tables::{EntryLocation, HeapTables, TableSpace};
