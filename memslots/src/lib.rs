@@ -60,3 +60,7 @@ pub use request::{Applied, SlotChange, SlotRequest};
 pub use slot::{AddressSpaceId, GuestMemfd, MemSlot, SlotFlags, SlotId};
 pub use snapshot::Memslots;
 pub use table::{NewSlot, SlotTable};
+
+#[cfg(all(doctest, feature = "std"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

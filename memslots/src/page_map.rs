@@ -1,28 +1,30 @@
-//! [`PageMap`]: a persistent map from guest frames to small values, as fast as a flat table and far smaller.
+//! [`PageMap`]: a persistent map from guest frames to small values, nearly as fast as a flat table and far smaller.
 //!
-//! It is a radix tree like a page table, and like a page table it has "large pages": an entry of an upper level may say
-//! *all the frames below have this value*. So one range costs a few entries however long it is. The height follows the
-//! highest frame that is mapped: all of 4 GiB is two levels (an inner node and a leaf), all of 2 TiB three.
+//! It is a radix tree like a page table. A lookup is one load per level and nothing else: no entry has a kind that would
+//! have to be looked at, because every child pointer is valid. Where a real page table would have a large page or
+//! nothing, all entries point to one *shared* node with the same value everywhere; so a range costs a few nodes however
+//! long it is. The height follows the highest frame that is mapped: all of 4 GiB is two levels, all of 2 TiB three.
 //!
 //! "Persistent" means that a clone is one reference count increment and that changing one of two clones copies only the
 //! nodes on the changed paths. Nodes that nobody else holds are changed in place, so building a map from nothing copies
 //! nothing. That is what makes the immutable snapshots of slots and buses cheap to replace.
 //!
-//! Node sizes: a leaf covers 2048 frames (8 MiB), an inner node has 512 entries.
+//! Node sizes: a leaf covers 2048 frames (8 MiB), an inner node has 512 children ([`node`]).
+
+mod node;
 
 use crate::addr::Gfn;
 use crate::range::GfnRange;
 use alloc::sync::Arc;
-use core::array;
 use core::fmt;
-use core::mem::size_of;
+use core::mem;
+use node::{Inner, Leaf, Node};
 
-/// log2 of the frames in a leaf.
-const LEAF_BITS: u32 = 11;
-/// log2 of the entries in an inner node.
-const INNER_BITS: u32 = 9;
-const LEAF_LEN: usize = 1 << LEAF_BITS;
-const INNER_LEN: usize = 1 << INNER_BITS;
+type Level2<V> = Inner<Leaf<V>>;
+type Level3<V> = Inner<Level2<V>>;
+type Level4<V> = Inner<Level3<V>>;
+type Level5<V> = Inner<Level4<V>>;
+type Level6<V> = Inner<Level5<V>>;
 
 /// A map from [`Gfn`] to `V`.
 ///
@@ -30,87 +32,79 @@ const INNER_LEN: usize = 1 << INNER_BITS;
 /// It is typically the index of a record that is kept elsewhere.
 #[derive(Clone)]
 pub struct PageMap<V> {
-    root: Entry<V>,
-    /// The root covers frames `0 .. 1 << bits`; always `LEAF_BITS` plus a multiple of `INNER_BITS`.
-    bits: u32,
+    root: Root<V>,
 }
 
+/// The top of the tree, by height. Each level is its own type, so a lookup is straight-line code once the height is
+/// known.
 #[derive(Clone)]
-enum Entry<V> {
-    /// Every frame below has the same value (or none).
-    Same(Option<V>),
-    Inner(Arc<Inner<V>>),
-    Leaf(Arc<Leaf<V>>),
+enum Root<V> {
+    Empty,
+    L1(Arc<Leaf<V>>),
+    L2(Arc<Level2<V>>),
+    L3(Arc<Level3<V>>),
+    L4(Arc<Level4<V>>),
+    L5(Arc<Level5<V>>),
+    L6(Arc<Level6<V>>),
 }
 
-#[derive(Clone)]
-struct Inner<V>([Entry<V>; INNER_LEN]);
-
-#[derive(Clone)]
-struct Leaf<V>([Option<V>; LEAF_LEN]);
+/// Evaluates `$body` with the root node, whatever its type, or `$empty`.
+macro_rules! with_root {
+    ($root:expr, $node:ident => $body:expr, $empty:expr) => {
+        match $root {
+            Root::Empty => $empty,
+            Root::L1($node) => $body,
+            Root::L2($node) => $body,
+            Root::L3($node) => $body,
+            Root::L4($node) => $body,
+            Root::L5($node) => $body,
+            Root::L6($node) => $body,
+        }
+    };
+}
 
 impl<V: Copy + Eq> PageMap<V> {
     /// A map with nothing in it. Allocates nothing.
     pub const fn new() -> Self {
-        Self {
-            root: Entry::Same(None),
-            bits: LEAF_BITS,
-        }
+        Self { root: Root::Empty }
     }
 
     /// The value of a frame. Takes one dependent load per level, whatever the number of ranges.
     #[inline]
     pub fn get(&self, gfn: Gfn) -> Option<V> {
         let raw = gfn.get();
-        if raw >> self.bits != 0 {
-            return None;
-        }
-        let mut shift = self.bits;
-        let mut entry = &self.root;
-        loop {
-            match entry {
-                Entry::Leaf(leaf) => return leaf.0[index(raw, 0, LEAF_BITS)],
-                Entry::Inner(inner) => {
-                    shift -= INNER_BITS;
-                    entry = &inner.0[index(raw, shift, INNER_BITS)];
-                }
-                Entry::Same(value) => return *value,
-            }
+        // The common heights first; the others are for machines with terabytes.
+        match &self.root {
+            Root::L2(node) => node::get(&**node, raw),
+            Root::L3(node) => node::get(&**node, raw),
+            Root::L1(node) => node::get(&**node, raw),
+            other => with_root!(other, node => node::get(&**node, raw), None),
         }
     }
 
     /// Gives every frame of `range` the value `value`, whatever they had before.
     pub fn insert(&mut self, range: GfnRange, value: V) {
-        while range.end_raw() > 1 << self.bits {
-            if !matches!(self.root, Entry::Same(None)) {
-                let mut inner = Inner(array::from_fn(|_| Entry::Same(None)));
-                core::mem::swap(&mut inner.0[0], &mut self.root);
-                self.root = Entry::Inner(Arc::new(inner));
-            }
-            self.bits += INNER_BITS;
+        while range.end_raw() > self.covered() {
+            self.raise();
         }
-        set(
-            &mut self.root,
-            self.bits,
-            range.start().get(),
-            range.end_raw(),
-            Some(value),
-        );
+        with_root!(&mut self.root, root => {
+            Arc::make_mut(root).set(range.start().get(), range.end_raw(), Some(value));
+        }, {});
     }
 
     /// Takes the values of every frame of `range` away; frames that have none are left alone.
     pub fn remove(&mut self, range: GfnRange) {
-        let end = range.end_raw().min(1 << self.bits);
+        let end = range.end_raw().min(self.covered());
         if range.start().get() >= end {
             return;
         }
-        set(&mut self.root, self.bits, range.start().get(), end, None);
-        self.lower_root();
+        with_root!(&mut self.root, root => Arc::make_mut(root).set(range.start().get(), end, None), {});
+        self.lower();
     }
 
     /// Whether no frame has a value.
     pub fn is_empty(&self) -> bool {
-        matches!(self.root, Entry::Same(None))
+        matches!(self.root, Root::Empty)
     }
 
     /// The first frame at or above `gfn` that has a value, and the value.
@@ -133,114 +127,54 @@ impl<V: Copy + Eq> PageMap<V> {
 
     /// Bytes of heap that the nodes take. Nodes shared with other clones are counted in full.
     pub fn heap_bytes(&self) -> usize {
-        heap_bytes(&self.root)
+        with_root!(&self.root, node => node::allocation_bytes(&**node), 0)
+    }
+
+    /// Frames below this number are covered by the root.
+    fn covered(&self) -> u64 {
+        fn frames<N: Node>(_: &Arc<N>) -> u64 {
+            1 << N::BITS
+        }
+        with_root!(&self.root, node => frames(node), 0)
     }
 
     /// The first raw frame number at or above `from` whose value `wanted` accepts.
     fn search(&self, from: u64, wanted: &impl Fn(Option<V>) -> bool) -> Option<(u64, Option<V>)> {
-        if from >> self.bits != 0 {
+        if from >= self.covered() {
             return None;
         }
-        search(&self.root, self.bits, from, wanted)
+        with_root!(&self.root, node => node.search(from, wanted), None)
     }
 
-    /// Removes root levels of which only the first entry is used.
-    fn lower_root(&mut self) {
-        while let Entry::Inner(inner) = &self.root {
-            if !inner.0[1..].iter().all(|entry| matches!(entry, Entry::Same(None))) {
-                return;
-            }
-            self.root = inner.0[0].clone();
-            self.bits -= INNER_BITS;
-        }
-        if self.is_empty() {
-            self.bits = LEAF_BITS;
-        }
-    }
-}
-
-/// The entry number of `raw` in a node of `2^bits` entries that cover `2^shift` frames each.
-#[inline]
-fn index(raw: u64, shift: u32, bits: u32) -> usize {
-    #[expect(clippy::cast_possible_truncation, reason = "masked to at most 11 bits")]
-    let index = ((raw >> shift) & ((1 << bits) - 1)) as usize;
-    index
-}
-
-/// Sets frames `start..end`, counted from the first frame of `entry`, which covers `2^bits` frames.
-fn set<V: Copy + Eq>(entry: &mut Entry<V>, bits: u32, start: u64, end: u64, value: Option<V>) {
-    if start == 0 && end == 1 << bits {
-        *entry = Entry::Same(value);
-        return;
-    }
-    if let Entry::Same(old) = *entry {
-        if old == value {
-            return;
-        }
-        *entry = if bits == LEAF_BITS {
-            Entry::Leaf(Arc::new(Leaf([old; LEAF_LEN])))
-        } else {
-            Entry::Inner(Arc::new(Inner(array::from_fn(|_| Entry::Same(old)))))
+    /// Adds a level on top.
+    fn raise(&mut self) {
+        self.root = match mem::replace(&mut self.root, Root::Empty) {
+            Root::Empty => Root::L1(Arc::new(Leaf::uniform(None))),
+            Root::L1(node) => Root::L2(Arc::new(Inner::above(node))),
+            Root::L2(node) => Root::L3(Arc::new(Inner::above(node))),
+            Root::L3(node) => Root::L4(Arc::new(Inner::above(node))),
+            Root::L4(node) => Root::L5(Arc::new(Inner::above(node))),
+            Root::L5(node) => Root::L6(Arc::new(Inner::above(node))),
+            // Covers 2^56 frames, more than there are: never asked for.
+            Root::L6(node) => Root::L6(node),
         };
     }
-    let uniform = match entry {
-        Entry::Same(_) => true,
-        Entry::Leaf(leaf) => {
-            let frames = &mut Arc::make_mut(leaf).0;
-            let first = index(start, 0, LEAF_BITS);
-            frames[first..=index(end - 1, 0, LEAF_BITS)].fill(value);
-            frames.iter().all(|&frame| frame == value)
-        }
-        Entry::Inner(inner) => {
-            let entries = &mut Arc::make_mut(inner).0;
-            let child_bits = bits - INNER_BITS;
-            for number in start >> child_bits..=(end - 1) >> child_bits {
-                let base = number << child_bits;
-                let child_end = (end - base).min(1 << child_bits);
-                let child = &mut entries[index(number, 0, INNER_BITS)];
-                set(child, child_bits, start.saturating_sub(base), child_end, value);
-            }
-            entries
-                .iter()
-                .all(|entry| matches!(entry, Entry::Same(frame) if *frame == value))
-        }
-    };
-    if uniform {
-        *entry = Entry::Same(value);
-    }
-}
 
-/// The first frame at or after `from`, counted from the first frame of `entry`, whose value `wanted` accepts.
-fn search<V: Copy>(
-    entry: &Entry<V>,
-    bits: u32,
-    from: u64,
-    wanted: &impl Fn(Option<V>) -> bool,
-) -> Option<(u64, Option<V>)> {
-    match entry {
-        Entry::Same(value) => wanted(*value).then_some((from, *value)),
-        Entry::Leaf(leaf) => (from..1 << LEAF_BITS)
-            .map(|frame| (frame, leaf.0[index(frame, 0, LEAF_BITS)]))
-            .find(|&(_, v)| wanted(v)),
-        Entry::Inner(inner) => {
-            let child_bits = bits - INNER_BITS;
-            (from >> child_bits..1 << INNER_BITS).find_map(|number| {
-                let base = number << child_bits;
-                let child = &inner.0[index(number, 0, INNER_BITS)];
-                let (frame, value) = search(child, child_bits, from.saturating_sub(base), wanted)?;
-                Some((base + frame, value))
-            })
+    /// Removes levels on top of which only the first child is used.
+    fn lower(&mut self) {
+        loop {
+            let lower = match &self.root {
+                Root::Empty => None,
+                Root::L1(leaf) => leaf.is_none().then_some(Root::Empty),
+                Root::L2(node) => node.only_first().map(Root::L1),
+                Root::L3(node) => node.only_first().map(Root::L2),
+                Root::L4(node) => node.only_first().map(Root::L3),
+                Root::L5(node) => node.only_first().map(Root::L4),
+                Root::L6(node) => node.only_first().map(Root::L5),
+            };
+            let Some(lower) = lower else { return };
+            self.root = lower;
         }
-    }
-}
-
-fn heap_bytes<V>(entry: &Entry<V>) -> usize {
-    // An Arc's allocation starts with its two counters.
-    let counters = 2 * size_of::<usize>();
-    match entry {
-        Entry::Same(_) => 0,
-        Entry::Leaf(_) => counters + size_of::<Leaf<V>>(),
-        Entry::Inner(inner) => counters + size_of::<Inner<V>>() + inner.0.iter().map(heap_bytes).sum::<usize>(),
     }
 }
 
@@ -271,7 +205,7 @@ impl<V: Copy + Eq> Iterator for Runs<'_, V> {
         let end = self
             .map
             .search(start, &|other| other != Some(value))
-            .map_or(1 << self.map.bits, |(end, _)| end);
+            .map_or(self.map.covered(), |(end, _)| end);
         // The root may cover more than the 2^52 frames that exist.
         let end = end.min(Gfn::MAX.get() + 1);
         self.next = end;
@@ -305,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_address_space_is_one_entry_per_level() {
+    fn whole_address_space_is_a_few_nodes() {
         let mut map = PageMap::new();
         map.insert(range(0, 1 << 52), 1u8);
         assert_eq!(map.get(Gfn::MAX), Some(1));
@@ -333,7 +267,7 @@ mod tests {
         map.insert(range(3, 1), 1u32);
         map.insert(GfnRange::single(Gfn::MAX), 2);
         map.remove(GfnRange::single(Gfn::MAX));
-        assert_eq!(map.bits, LEAF_BITS);
+        assert_eq!(map.get(gfn(3)), Some(1));
         map.remove(range(0, 1 << 52));
         assert!(map.is_empty());
         assert_eq!(map.heap_bytes(), 0);

@@ -5,7 +5,6 @@
 
 use crate::slot::{MemSlot, SlotId};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::array;
 
 /// Slots in a chunk.
@@ -15,7 +14,9 @@ type Chunk = [Option<MemSlot>; CHUNK];
 
 #[derive(Clone)]
 pub(crate) struct SlotStore {
-    chunks: Arc<[Option<Arc<Chunk>>]>,
+    chunks: Arc<[Arc<Chunk>]>,
+    /// What stands for a chunk without slots.
+    none: Arc<Chunk>,
     len: usize,
 }
 
@@ -23,6 +24,7 @@ impl SlotStore {
     pub(crate) fn new() -> Self {
         Self {
             chunks: Arc::new([]),
+            none: Arc::new(array::from_fn(|_| None)),
             len: 0,
         }
     }
@@ -30,7 +32,7 @@ impl SlotStore {
     #[inline]
     pub(crate) fn get(&self, id: SlotId) -> Option<&MemSlot> {
         let id = usize::from(id.get());
-        self.chunks.get(id / CHUNK)?.as_ref()?[id % CHUNK].as_ref()
+        self.chunks.get(id / CHUNK)?[id % CHUNK].as_ref()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -43,12 +45,11 @@ impl SlotStore {
         if id / CHUNK >= self.chunks.len() {
             // Doubling keeps the number of regrowths low while ids are handed out in order.
             let wanted = (id / CHUNK + 1).max(self.chunks.len() * 2);
-            let mut chunks: Vec<_> = self.chunks.iter().cloned().collect();
-            chunks.resize(wanted, None);
+            let mut chunks = self.chunks.to_vec();
+            chunks.resize_with(wanted, || Arc::clone(&self.none));
             self.chunks = chunks.into();
         }
-        let chunk =
-            Arc::make_mut(&mut self.chunks)[id / CHUNK].get_or_insert_with(|| Arc::new(array::from_fn(|_| None)));
+        let chunk = &mut Arc::make_mut(&mut self.chunks)[id / CHUNK];
         let old = Arc::make_mut(chunk)[id % CHUNK].replace(slot);
         if old.is_none() {
             self.len += 1;
@@ -60,11 +61,11 @@ impl SlotStore {
     pub(crate) fn remove(&mut self, id: SlotId) -> Option<MemSlot> {
         self.get(id)?;
         let id = usize::from(id.get());
-        let entry = &mut Arc::make_mut(&mut self.chunks)[id / CHUNK];
-        let chunk = Arc::make_mut(entry.as_mut()?);
-        let old = chunk[id % CHUNK].take();
-        if chunk.iter().all(Option::is_none) {
-            *entry = None;
+        let chunk = &mut Arc::make_mut(&mut self.chunks)[id / CHUNK];
+        let slots = Arc::make_mut(chunk);
+        let old = slots[id % CHUNK].take();
+        if slots.iter().all(Option::is_none) {
+            *chunk = Arc::clone(&self.none);
         }
         self.len -= 1;
         old

@@ -90,6 +90,8 @@ fn apply(map: &mut PageMap<u8>, step: Step) {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
     #[test]
     fn map_after_any_steps_equals_the_list(steps in prop::collection::vec(step(), 1..24), kept in 0usize..24) {
         let mut map = PageMap::new();
