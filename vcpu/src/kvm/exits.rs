@@ -1,5 +1,6 @@
 //! What a return from `KVM_RUN` means: the exit for the loop above, and what is owed to the kernel for it.
 
+use super::coalesced::KeptWrite;
 use super::run_page::{PioExit, RunPage};
 use crate::exit::{FatalExit, InsnBytes, SystemEvent, VmExit};
 use crate::split::{Piece, Transfer};
@@ -188,6 +189,18 @@ fn hand_out(page: &RunPage, pending: Pending) -> (VmExit, Pending) {
         Some(exit) => (exit, pending),
         None => (VmExit::Interrupted, Pending::Nothing),
     }
+}
+
+/// A write that the kernel kept back, as the exit that it would have been. `None` if no device could ever see such one.
+pub(super) fn kept_write(page: &RunPage, write: KeptWrite) -> Option<(VmExit, Pending)> {
+    if write.port {
+        let size = IoSize::from_bytes(usize::try_from(write.length).ok()?)?;
+        let port = u16::try_from(write.address).ok()?;
+        let op = IoOp::Write(size.truncate(write.data));
+        return Some((VmExit::Pio { port, size, op }, Pending::Nothing));
+    }
+    let pending = Pending::Mmio(Transfer::write(Gpa::new(write.address), write.length, write.data));
+    pending.next_exit(page).map(|exit| (exit, pending))
 }
 
 fn internal_error(page: &RunPage) -> VmExit {

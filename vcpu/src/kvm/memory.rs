@@ -1,5 +1,6 @@
 //! The kernel's memory slots, and what keeps the memory behind them mapped.
 
+use super::coalesced::Turns;
 use kvm_bindings::{KVM_MEM_GUEST_MEMFD, kvm_userspace_memory_region, kvm_userspace_memory_region2};
 use kvm_ioctls::VmFd;
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ pub(super) struct VmMemory {
     fd: VmFd,
     /// By the ioctl's slot number. Dropped after `fd`.
     mapped: Mutex<BTreeMap<u32, Arc<dyn Backing>>>,
+    turns: Turns,
 }
 
 impl VmMemory {
@@ -20,11 +22,17 @@ impl VmMemory {
         Self {
             fd,
             mapped: Mutex::default(),
+            turns: Turns::default(),
         }
     }
 
     pub fn fd(&self) -> &VmFd {
         &self.fd
+    }
+
+    /// Who may empty the ring of coalesced writes.
+    pub fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     /// Creates, moves or re-flags a slot whose memory is `backing`.

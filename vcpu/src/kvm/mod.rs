@@ -3,7 +3,13 @@
 //! Read in this order: [`KvmHost`] (open it, say why not), [`Capability`] and [`HostCaps`] (what it can do), [`KvmVm`]
 //! (make a machine), [`KvmVcpu`] (run it).
 
+#[expect(
+    unsafe_code,
+    reason = "the kernel takes ioeventfds that the safe wrapper cannot express"
+)]
+mod bus_mirror;
 mod caps;
+mod coalesced;
 mod cpuid;
 mod error;
 mod exits;
@@ -28,6 +34,7 @@ mod tests;
 mod vcpu;
 mod vm;
 
+pub use bus_mirror::KvmBusMirror;
 pub use caps::{Capability, HostCaps, KvmKind};
 pub use error::KvmError;
 pub use host::{DEVICE, KvmHost, OpenError};

@@ -5,13 +5,16 @@
 //! meaningless number, never undefined behaviour. No Rust reference to the shared memory is ever made, because the
 //! kick signal's handler writes `immediate_exit` while other code runs.
 
+use super::coalesced::KeptWrite;
 use super::kick::{Armed, KickState};
-use kvm_bindings::{kvm_regs, kvm_run, kvm_sregs};
+use kvm_bindings::{
+    KVM_COALESCED_MMIO_PAGE_OFFSET, kvm_coalesced_mmio, kvm_coalesced_mmio_ring, kvm_regs, kvm_run, kvm_sregs,
+};
 use kvm_ioctls::VcpuFd;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::{NonNull, addr_of, addr_of_mut};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 /// `KVM_RUN`, `_IO(0xae, 0x80)`.
 const KVM_RUN: libc::c_ulong = 0xae80;
@@ -180,6 +183,40 @@ impl RunPage {
         }
         // SAFETY: `offset` lies within the mapping.
         Some(unsafe { self.run.as_ptr().cast::<u8>().add(offset) })
+    }
+
+    /// Takes the oldest write out of the ring of coalesced ones. One vCPU of a VM at a time may call this ([`Turns`]).
+    ///
+    /// [`Turns`]: super::coalesced::Turns
+    pub fn take_kept_write(&mut self) -> Option<KeptWrite> {
+        const RING: u64 = KVM_COALESCED_MMIO_PAGE_OFFSET as u64 * umbra_memslots::PAGE_SIZE;
+        const HEAD: u64 = size_of::<kvm_coalesced_mmio_ring>() as u64;
+        const ENTRY: u64 = size_of::<kvm_coalesced_mmio>() as u64;
+        const ENTRIES: u64 = (umbra_memslots::PAGE_SIZE - HEAD) / ENTRY;
+        // The kernel moves `last` after it wrote an entry and never moves `first`, which is ours.
+        let last = u64::from(self.counter_at(RING + 4)?.load(Ordering::Acquire));
+        let first = u64::from(self.counter_at(RING)?.load(Ordering::Relaxed));
+        if first == last || first >= ENTRIES {
+            return None;
+        }
+        let entry = RING + HEAD + first * ENTRY;
+        let write = KeptWrite {
+            address: self.data(entry, 8),
+            length: u32::try_from(self.data(entry + 8, 4)).unwrap_or(0),
+            port: self.data(entry + 12, 4) != 0,
+            data: self.data(entry + 16, 8),
+        };
+        let next = u32::try_from((first + 1) % ENTRIES).unwrap_or(0);
+        self.counter_at(RING)?.store(next, Ordering::Release);
+        Some(write)
+    }
+
+    /// A counter that the kernel uses too; `None` if the mapping ends before it.
+    fn counter_at(&self, offset: u64) -> Option<&AtomicU32> {
+        let counter = self.data_at(offset, 4)?;
+        // SAFETY: within the mapping, aligned (every offset used is a multiple of 4 and the mapping is page aligned),
+        // and accessed only atomically while others may write it.
+        Some(unsafe { AtomicU32::from_ptr(counter.cast()) })
     }
 
     /// Index and value of an MSR exit.

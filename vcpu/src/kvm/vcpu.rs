@@ -28,13 +28,15 @@ const SYNC_SREGS: u64 = KVM_SYNC_X86_SREGS as u64;
 pub struct KvmVcpu {
     page: RunPage,
     pending: Pending,
+    /// An exit that waits until the writes before it are delivered.
+    held: Option<(VmExit, Pending)>,
     kick: Arc<KickState>,
     /// Kernel id of the thread that kicks are sent to, 0 before the first run.
     bound: i32,
     sync: Sync,
     id: u32,
     /// Keeps what the guest can reach alive. Declared after `page`: dropped after the vCPU.
-    _memory: Arc<VmMemory>,
+    memory: Arc<VmMemory>,
 }
 
 /// The state of the demand-driven register copy; sets are `KVM_SYNC_X86_*`.
@@ -57,11 +59,12 @@ impl KvmVcpu {
         Self {
             page,
             pending: Pending::Nothing,
+            held: None,
             kick: Arc::default(),
             bound: 0,
             sync,
             id,
-            _memory: memory,
+            memory,
         }
     }
 
@@ -97,6 +100,20 @@ impl KvmVcpu {
             (_, false) => return wrong("Resume or Complete"),
         }
         Ok(self.pending.next_exit(&self.page))
+    }
+
+    /// The next of the writes that the kernel kept back, or `exit` when there is none. Has the turn, and ends it then.
+    fn after_kept_writes(&mut self, exit: VmExit, pending: Pending) -> VmExit {
+        while let Some(write) = self.page.take_kept_write() {
+            if let Some((kept, kept_pending)) = exits::kept_write(&self.page, write) {
+                self.held = Some((exit, pending));
+                self.pending = kept_pending;
+                return kept;
+            }
+        }
+        self.memory.turns().give_up(self.id);
+        self.pending = pending;
+        exit
     }
 
     /// Enters the guest. `finish_only` completes the last instruction and comes back.
@@ -143,10 +160,18 @@ impl KvmVcpu {
 
 impl VcpuBackend for KvmVcpu {
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, BackendError> {
-        match self.answer(entry)? {
-            Some(piece) => Ok(piece),
-            None => self.enter(matches!(entry, VmEntry::Complete(_))),
+        if let Some(piece) = self.answer(entry)? {
+            return Ok(piece);
         }
+        if let Some((exit, pending)) = self.held.take() {
+            return Ok(self.after_kept_writes(exit, pending));
+        }
+        let exit = self.enter(matches!(entry, VmEntry::Complete(_)))?;
+        if self.memory.turns().are_in_use() {
+            self.memory.turns().take(self.id);
+            return Ok(self.after_kept_writes(exit, self.pending));
+        }
+        Ok(exit)
     }
 
     fn regs(&mut self) -> Result<Regs, BackendError> {
@@ -207,6 +232,13 @@ impl VcpuBackend for KvmVcpu {
 
     fn kick_handle(&self) -> Box<dyn Kick> {
         Box::new(KvmKick(Arc::clone(&self.kick)))
+    }
+}
+
+impl Drop for KvmVcpu {
+    fn drop(&mut self) {
+        // A vCPU that ends in the middle of a turn must not keep the others waiting.
+        self.memory.turns().give_up(self.id);
     }
 }
 

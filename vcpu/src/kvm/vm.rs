@@ -1,5 +1,6 @@
 //! A KVM virtual machine: its interrupt controllers, its start-up state and its vCPUs.
 
+use super::bus_mirror::KvmBusMirror;
 use super::caps::{self, Capability};
 use super::cpuid::Cpu;
 use super::error::KvmError;
@@ -190,6 +191,11 @@ impl KvmVm {
     /// What makes a slot table's changes in this VM too: an observer for [`umbra_memslots::SlotTable::add_observer`].
     pub fn slot_mirror(&self) -> SlotMirror {
         SlotMirror::new(Arc::clone(&self.memory))
+    }
+
+    /// What makes a bus's ioeventfds and coalesced zones in this VM too: for [`umbra_devices::Bus::set_mirror`].
+    pub fn bus_mirror(&self) -> KvmBusMirror {
+        KvmBusMirror::new(Arc::clone(&self.memory))
     }
 
     /// Where device lines end. GSI numbers as [`GsiRoute`] says.
