@@ -17,6 +17,9 @@ pub mod observer;
 pub mod shadow;
 mod sync;
 pub mod tables;
+#[cfg(feature = "testing")]
+#[expect(clippy::panic, reason = "a check that fails must panic")]
+pub mod testing;
 pub mod x86;
 
 pub use access_mask::AccessMask;

@@ -5,12 +5,13 @@
 
 mod common;
 
-use common::{AC, LA57, Memory, NXE, PAE, PKE, PSE, SMAP, SMEP, WP, as_hardware, hw_access, hw_cpu, regs};
+use common::{AC, LA57, NXE, PAE, PKE, PSE, SMAP, SMEP, WP, regs};
 use proptest::prelude::*;
 use std::cell::Cell;
 use umbra_memslots::{EntrySize, Exchange, Gpa, GuestMemory, Gva, MemoryFault};
 use umbra_mmu::guest_walk::{BadPdpte, PdpteLoad, WalkFailure, load_pdptes, translate, walk};
 use umbra_mmu::hw_model::hw_walk;
+use umbra_mmu::testing::{WalkMemory, as_hardware, hw_access, hw_cpu};
 use umbra_mmu::x86::{
     Access, AccessKind, FaultCause, GuestCpu, PageFault, PagingMode, PagingRegs, PagingState, Privilege,
 };
@@ -81,7 +82,7 @@ proptest! {
         }),
         entries in proptest::collection::vec((0..PAGES, 0u64..6, any_entry()), 1..80),
     ) {
-        let memory = Memory::new(usize::try_from(PAGES).unwrap());
+        let memory = WalkMemory::new(usize::try_from(PAGES).unwrap());
         for (page, index, entry) in entries {
             memory.set(page << 12 | index << 3, entry);
         }
@@ -110,8 +111,8 @@ proptest! {
 }
 
 /// Four levels at pages 1 to 4, all through entry 0, to page 5.
-fn chain() -> (Memory, PagingRegs) {
-    let memory = Memory::new(8);
+fn chain() -> (WalkMemory, PagingRegs) {
+    let memory = WalkMemory::new(8);
     for page in 1..=4u64 {
         memory.set(page << 12, (page + 1) << 12 | 7);
     }
@@ -174,7 +175,7 @@ fn non_canonical_address_never_reaches_the_tables() {
 
 #[test]
 fn table_that_maps_itself_ends_after_its_levels() {
-    let memory = Memory::new(2);
+    let memory = WalkMemory::new(2);
     memory.set(0x1000, 0x1000 | 7);
     for levels in [4, 5] {
         let walk = walk(
@@ -195,13 +196,13 @@ fn table_that_maps_itself_ends_after_its_levels() {
 }
 
 /// A memory in which another CPU interferes with compare-exchanges.
-struct Interfering<'a, F: Fn(&Memory, u32) -> Option<MemoryFault>> {
-    memory: &'a Memory,
+struct Interfering<'a, F: Fn(&WalkMemory, u32) -> Option<MemoryFault>> {
+    memory: &'a WalkMemory,
     calls: Cell<u32>,
     other_cpu: F,
 }
 
-impl<F: Fn(&Memory, u32) -> Option<MemoryFault>> GuestMemory for Interfering<'_, F> {
+impl<F: Fn(&WalkMemory, u32) -> Option<MemoryFault>> GuestMemory for Interfering<'_, F> {
     fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), MemoryFault> {
         self.memory.read(gpa, buffer)
     }
@@ -223,7 +224,9 @@ impl<F: Fn(&Memory, u32) -> Option<MemoryFault>> GuestMemory for Interfering<'_,
     }
 }
 
-fn interfered(other_cpu: impl Fn(&Memory, u32) -> Option<MemoryFault>) -> (Memory, Result<u64, WalkFailure>, u32) {
+fn interfered(
+    other_cpu: impl Fn(&WalkMemory, u32) -> Option<MemoryFault>,
+) -> (WalkMemory, Result<u64, WalkFailure>, u32) {
     let (memory, regs) = chain();
     let racing = Interfering {
         memory: &memory,
@@ -278,7 +281,7 @@ fn read_only_tables_work_without_flags_and_vanishing_ones_mean_retry() {
 
 #[test]
 fn pdptes_are_loaded_whole_or_not_at_all() {
-    let memory = Memory::new(2);
+    let memory = WalkMemory::new(2);
     let mut regs = regs(3, 0x1020);
     regs.cr4 |= PAE;
     for index in 0..4 {
@@ -312,7 +315,7 @@ fn pdptes_are_loaded_whole_or_not_at_all() {
 
 #[test]
 fn pse36_page_lies_above_4_gib() {
-    let memory = Memory::new(2);
+    let memory = WalkMemory::new(2);
     memory.set32(0x1004, 0x0040_0087 | 0xab << 13);
     let mut regs = regs(2, 0x1000);
     regs.cr4 |= PSE;
@@ -321,4 +324,17 @@ fn pse36_page_lies_above_4_gib() {
     // Without PSE the same entry leads to a table.
     regs.cr4 = 0;
     assert!(walk(&PagingState::new(&regs), &memory, Gva::new(0x0041_2345), READ).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #[test]
+    fn walker_equals_the_hardware_on_random_bytes(bytes in proptest::collection::vec(any::<u8>(), 8..300), accesses: [u8; 32]) {
+        let mut bytes = bytes;
+        // The mark after which accesses come, in the place of an entry.
+        bytes.truncate(8 + (bytes.len() - 8) / 3 * 3);
+        bytes.extend([0xff; 3]);
+        bytes.extend(accesses);
+        umbra_mmu::testing::check_walk_bytes(&bytes);
+    }
 }

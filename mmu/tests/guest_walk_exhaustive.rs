@@ -5,14 +5,15 @@
 
 mod common;
 
-use common::{AC, Memory, NXE, PG, PKE, PSE, SMAP, SMEP, WP, regs, walk_both};
+use common::{AC, NXE, PG, PKE, PSE, SMAP, SMEP, WP, regs};
 use std::collections::BTreeMap;
 use umbra_mmu::hw_model::HwOutcome;
+use umbra_mmu::testing::{WalkMemory, walk_both};
 use umbra_mmu::x86::{Access, GuestCpu, PagingRegs};
 
 /// Tables at pages 1 (root) to 5, one entry used in each; the address leads through entry 1 of each.
 struct Chain {
-    memory: Memory,
+    memory: WalkMemory,
     levels: u8,
     gva: u64,
 }
@@ -27,7 +28,7 @@ impl Chain {
             _ => (0..levels).map(|level| 1 << (12 + 9 * level)).sum(),
         };
         Self {
-            memory: Memory::new(8),
+            memory: WalkMemory::new(8),
             levels,
             gva: gva | 0x123,
         }
@@ -223,7 +224,7 @@ fn every_bit_of_every_entry_on_every_width() {
 /// Without paging everything is allowed, whatever the other registers say.
 #[test]
 fn without_paging_addresses_are_physical() {
-    let memory = Memory::new(1);
+    let memory = WalkMemory::new(1);
     for access in Access::ALL {
         let mut regs = regs(0, 0xdead_b000);
         regs.cr0 = WP & !PG;

@@ -5,7 +5,7 @@
 //!
 //! Tables are recycled, and a reader may be inside one when that happens. It can't read freed memory (tables are
 //! named by index, see [`crate::tables`]), but it could read what the table holds in its next life. So the writer
-//! first unlinks, then counts [`DirectTable::recycled`] up, then clears and reuses; the reader compares the counter
+//! first unlinks, then counts `recycled` up, then clears and reuses; the reader compares the counter
 //! before and after. If it followed a link that was already cut when it started, it would have seen the cut (the
 //! counter's acquire); if it read an entry of the next life, it sees the counter moved (that entry's acquire). In
 //! both cases it throws its answer away. `tests/loom_direct.rs` checks this.
