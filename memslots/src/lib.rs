@@ -34,6 +34,7 @@ pub mod reader;
 pub mod request;
 mod rules;
 pub mod slot;
+mod slot_leaf;
 mod slot_memory;
 mod slot_store;
 pub mod snapshot;

@@ -11,20 +11,14 @@
 //!
 //! Node sizes: a leaf covers 2048 frames (8 MiB), an inner node has 512 children ([`node`]).
 
-mod node;
+pub(crate) mod node;
+pub(crate) mod tree;
 
 use crate::addr::Gfn;
 use crate::range::GfnRange;
-use alloc::sync::Arc;
 use core::fmt;
-use core::mem;
-use node::{Inner, Leaf, Node};
-
-type Level2<V> = Inner<Leaf<V>>;
-type Level3<V> = Inner<Level2<V>>;
-type Level4<V> = Inner<Level3<V>>;
-type Level5<V> = Inner<Level4<V>>;
-type Level6<V> = Inner<Level5<V>>;
+use node::ValueLeaf;
+use tree::Tree;
 
 /// A map from [`Gfn`] to `V`.
 ///
@@ -32,85 +26,40 @@ type Level6<V> = Inner<Level5<V>>;
 /// It is typically the index of a record that is kept elsewhere.
 #[derive(Clone)]
 pub struct PageMap<V> {
-    root: Root<V>,
-}
-
-/// The top of the tree, by height. Each level is its own type, so a lookup is straight-line code once the height is
-/// known.
-#[derive(Clone)]
-enum Root<V> {
-    Empty,
-    L1(Arc<Leaf<V>>),
-    L2(Arc<Level2<V>>),
-    L3(Arc<Level3<V>>),
-    L4(Arc<Level4<V>>),
-    L5(Arc<Level5<V>>),
-    L6(Arc<Level6<V>>),
-}
-
-/// Evaluates `$body` with the root node, whatever its type, or `$empty`.
-macro_rules! with_root {
-    ($root:expr, $node:ident => $body:expr, $empty:expr) => {
-        match $root {
-            Root::Empty => $empty,
-            Root::L1($node) => $body,
-            Root::L2($node) => $body,
-            Root::L3($node) => $body,
-            Root::L4($node) => $body,
-            Root::L5($node) => $body,
-            Root::L6($node) => $body,
-        }
-    };
+    tree: Tree<ValueLeaf<V>>,
 }
 
 impl<V: Copy + Eq> PageMap<V> {
     /// A map with nothing in it. Allocates nothing.
     pub const fn new() -> Self {
-        Self { root: Root::Empty }
+        Self { tree: Tree::new() }
     }
 
     /// The value of a frame. Takes one dependent load per level, whatever the number of ranges.
     #[inline]
     pub fn get(&self, gfn: Gfn) -> Option<V> {
-        let raw = gfn.get();
-        // The common heights first; the others are for machines with terabytes.
-        match &self.root {
-            Root::L2(node) => node::get(&**node, raw),
-            Root::L3(node) => node::get(&**node, raw),
-            Root::L1(node) => node::get(&**node, raw),
-            other => with_root!(other, node => node::get(&**node, raw), None),
-        }
+        self.tree.leaf(gfn.get())?.get(gfn.get())
     }
 
     /// Gives every frame of `range` the value `value`, whatever they had before.
     pub fn insert(&mut self, range: GfnRange, value: V) {
-        while range.end_raw() > self.covered() {
-            self.raise();
-        }
-        with_root!(&mut self.root, root => {
-            Arc::make_mut(root).set(range.start().get(), range.end_raw(), Some(value));
-        }, {});
+        self.tree.set(range, Some(&value));
     }
 
     /// Takes the values of every frame of `range` away; frames that have none are left alone.
     pub fn remove(&mut self, range: GfnRange) {
-        let end = range.end_raw().min(self.covered());
-        if range.start().get() >= end {
-            return;
-        }
-        with_root!(&mut self.root, root => Arc::make_mut(root).set(range.start().get(), end, None), {});
-        self.lower();
+        self.tree.set(range, None);
     }
 
     /// Whether no frame has a value.
     pub fn is_empty(&self) -> bool {
-        matches!(self.root, Root::Empty)
+        self.tree.is_empty()
     }
 
     /// The first frame at or above `gfn` that has a value, and the value.
     pub fn next_at_or_after(&self, gfn: Gfn) -> Option<(Gfn, V)> {
-        let (raw, value) = self.search(gfn.get(), &|value| value.is_some())?;
-        Some((Gfn::from_masked(raw), value?))
+        let found = Gfn::from_masked(self.tree.search(gfn.get(), &|value| value.is_some())?);
+        Some((found, self.get(found)?))
     }
 
     /// The first frame of `range` that has a value, and the value: the answer to "is this range free?".
@@ -127,54 +76,7 @@ impl<V: Copy + Eq> PageMap<V> {
 
     /// Bytes of heap that the nodes take. Nodes shared with other clones are counted in full.
     pub fn heap_bytes(&self) -> usize {
-        with_root!(&self.root, node => node::allocation_bytes(&**node), 0)
-    }
-
-    /// Frames below this number are covered by the root.
-    fn covered(&self) -> u64 {
-        fn frames<N: Node>(_: &Arc<N>) -> u64 {
-            1 << N::BITS
-        }
-        with_root!(&self.root, node => frames(node), 0)
-    }
-
-    /// The first raw frame number at or above `from` whose value `wanted` accepts.
-    fn search(&self, from: u64, wanted: &impl Fn(Option<V>) -> bool) -> Option<(u64, Option<V>)> {
-        if from >= self.covered() {
-            return None;
-        }
-        with_root!(&self.root, node => node.search(from, wanted), None)
-    }
-
-    /// Adds a level on top.
-    fn raise(&mut self) {
-        self.root = match mem::replace(&mut self.root, Root::Empty) {
-            Root::Empty => Root::L1(Arc::new(Leaf::uniform(None))),
-            Root::L1(node) => Root::L2(Arc::new(Inner::above(node))),
-            Root::L2(node) => Root::L3(Arc::new(Inner::above(node))),
-            Root::L3(node) => Root::L4(Arc::new(Inner::above(node))),
-            Root::L4(node) => Root::L5(Arc::new(Inner::above(node))),
-            Root::L5(node) => Root::L6(Arc::new(Inner::above(node))),
-            // Covers 2^56 frames, more than there are: never asked for.
-            Root::L6(node) => Root::L6(node),
-        };
-    }
-
-    /// Removes levels on top of which only the first child is used.
-    fn lower(&mut self) {
-        loop {
-            let lower = match &self.root {
-                Root::Empty => None,
-                Root::L1(leaf) => leaf.is_none().then_some(Root::Empty),
-                Root::L2(node) => node.only_first().map(Root::L1),
-                Root::L3(node) => node.only_first().map(Root::L2),
-                Root::L4(node) => node.only_first().map(Root::L3),
-                Root::L5(node) => node.only_first().map(Root::L4),
-                Root::L6(node) => node.only_first().map(Root::L5),
-            };
-            let Some(lower) = lower else { return };
-            self.root = lower;
-        }
+        self.tree.heap_bytes()
     }
 }
 
@@ -200,12 +102,12 @@ impl<V: Copy + Eq> Iterator for Runs<'_, V> {
     type Item = (GfnRange, V);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (start, value) = self.map.search(self.next, &|value| value.is_some())?;
-        let value = value?;
-        let end = self
-            .map
-            .search(start, &|other| other != Some(value))
-            .map_or(self.map.covered(), |(end, _)| end);
+        let tree = &self.map.tree;
+        let start = tree.search(self.next, &|value| value.is_some())?;
+        let value = self.map.get(Gfn::from_masked(start))?;
+        let end = tree
+            .search(start, &|other| other != Some(&value))
+            .unwrap_or(tree.covered());
         // The root may cover more than the 2^52 frames that exist.
         let end = end.min(Gfn::MAX.get() + 1);
         self.next = end;

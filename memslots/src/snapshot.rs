@@ -3,12 +3,12 @@
 use crate::addr::{Gfn, Gpa, Hva};
 use crate::generation::Generation;
 use crate::hva_tree::HvaTree;
-use crate::page_map::PageMap;
+use crate::page_map::tree::Tree;
 use crate::range::GfnRange;
 use crate::slot::{AddressSpaceId, MemSlot, SlotId};
+use crate::slot_leaf::SlotLeaf;
 use crate::slot_store::SlotStore;
 use core::fmt;
-use core::num::NonZeroU16;
 
 /// A consistent set of slots with its generation.
 ///
@@ -18,27 +18,13 @@ use core::num::NonZeroU16;
 pub struct Memslots {
     generation: Generation,
     space: AddressSpaceId,
-    /// For each frame the id of its slot.
-    frames: PageMap<PackedId>,
+    /// Each slot by its frames.
+    frames: Tree<SlotLeaf>,
     slots: SlotStore,
     by_hva: HvaTree,
+    /// The slot, if there is exactly one: the commonest small machine needs no tree.
+    sole: Option<MemSlot>,
     total_pages: u64,
-}
-
-/// A slot id plus one, so that "no slot" costs no space in a leaf.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct PackedId(NonZeroU16);
-
-impl PackedId {
-    /// [`crate::SlotLimits`] admits ids below 32768 only; the saturation is never reached.
-    fn new(id: SlotId) -> Self {
-        Self(NonZeroU16::MIN.saturating_add(id.get()))
-    }
-
-    #[inline]
-    fn id(self) -> SlotId {
-        SlotId::new(self.0.get() - 1)
-    }
 }
 
 impl Memslots {
@@ -46,9 +32,10 @@ impl Memslots {
         Self {
             generation: Generation::initial(space),
             space,
-            frames: PageMap::new(),
+            frames: Tree::new(),
             slots: SlotStore::new(),
             by_hva: HvaTree::default(),
+            sole: None,
             total_pages: 0,
         }
     }
@@ -68,7 +55,10 @@ impl Memslots {
     /// ([`MemSlot::is_invalid`], KVM's `gfn_to_memslot`). `None` means MMIO.
     #[inline]
     pub fn find(&self, gfn: Gfn) -> Option<&MemSlot> {
-        self.slots.get(self.frames.get(gfn)?.id())
+        match &self.sole {
+            Some(slot) => slot.range().contains(gfn).then_some(slot),
+            None => self.frames.leaf(gfn.get())?.get(gfn.get()),
+        }
     }
 
     /// As [`Memslots::find`], by address.
@@ -106,8 +96,8 @@ impl Memslots {
 
     /// The first slot that has a frame at or above `gfn`.
     pub fn next_at_or_after(&self, gfn: Gfn) -> Option<&MemSlot> {
-        let (_, id) = self.frames.next_at_or_after(gfn)?;
-        self.slots.get(id.id())
+        let frame = self.frames.search(gfn.get(), &|slot| slot.is_some())?;
+        self.frames.leaf(frame)?.get(frame)
     }
 
     /// The slots that share a frame with `range`, in ascending order of frames.
@@ -151,22 +141,29 @@ impl Memslots {
 
     /// Adds a slot. The caller has made sure that neither its id nor its frames are taken.
     pub(crate) fn insert(&mut self, slot: MemSlot) {
-        self.frames.insert(slot.range(), PackedId::new(slot.id()));
+        self.frames.set(slot.range(), Some(&slot));
         self.by_hva.insert(&slot);
         self.total_pages += slot.range().pages();
+        self.sole = self.is_empty().then(|| slot.clone());
         self.slots.insert(slot);
     }
 
     pub(crate) fn remove(&mut self, id: SlotId) {
         if let Some(slot) = self.slots.remove(id) {
-            self.frames.remove(slot.range());
+            self.frames.set(slot.range(), None);
             self.by_hva.remove(&slot);
             self.total_pages -= slot.range().pages();
+            self.sole = self
+                .next_at_or_after(Gfn::default())
+                .filter(|_| self.slots.len() == 1)
+                .cloned();
         }
     }
 
     /// Replaces a slot by one with the same id and place.
     pub(crate) fn replace(&mut self, slot: MemSlot) {
+        self.frames.set(slot.range(), Some(&slot));
+        self.sole = self.sole.take().map(|_| slot.clone());
         self.slots.insert(slot);
     }
 }

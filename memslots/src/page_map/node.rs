@@ -1,86 +1,86 @@
-//! The nodes of a [`PageMap`](super::PageMap): leaves with values, inner nodes with children.
+//! The nodes of a [`Tree`](super::tree::Tree): what every node can do, leaves with plain values, inner nodes.
 
 use alloc::sync::Arc;
 use core::array;
 use core::mem::size_of;
 
 /// log2 of the frames in a leaf.
-const LEAF_BITS: u32 = 11;
+pub(crate) const LEAF_BITS: u32 = 11;
 /// log2 of the children of an inner node.
 const INNER_BITS: u32 = 9;
 
 /// A subtree that covers `2^BITS` frames. Frame numbers are counted from its first frame; bits above are ignored.
-pub(super) trait Node: Clone {
-    type Value: Copy + Eq;
+pub(crate) trait Node: Clone {
+    /// What a frame can have.
+    type Value;
+    /// What is at the bottom.
+    type Leaf;
     const BITS: u32;
 
     /// A subtree in which every frame has the same value.
-    fn uniform(value: Option<Self::Value>) -> Self;
+    fn uniform(value: Option<&Self::Value>) -> Self;
 
-    fn value(&self, frame: u64) -> Option<Self::Value>;
+    /// The leaf of a frame.
+    fn leaf(&self, frame: u64) -> &Self::Leaf;
 
     /// Sets frames `start..end`, of which there is at least one.
-    fn set(&mut self, start: u64, end: u64, value: Option<Self::Value>);
+    fn set(&mut self, start: u64, end: u64, value: Option<&Self::Value>);
 
-    /// The first frame at or after `from` whose value `wanted` accepts.
-    fn search(&self, from: u64, wanted: &impl Fn(Option<Self::Value>) -> bool) -> Option<(u64, Option<Self::Value>)>;
+    /// The first frame at or above `from` whose value `wanted` accepts.
+    fn search(&self, from: u64, wanted: &impl Fn(Option<&Self::Value>) -> bool) -> Option<u64>;
 
-    /// Whether no frame has a value. May be `false` for an inner node that [`Node::set`] left without values only in
-    /// the middle of an update.
+    /// Whether no frame has a value.
     fn is_none(&self) -> bool;
 
     /// Bytes of the nodes below.
     fn heap_bytes(&self) -> usize;
 }
 
-/// [`Node::value`] of a root: frames that it does not cover have no value.
-#[inline]
-pub(super) fn get<N: Node>(root: &N, frame: u64) -> Option<N::Value> {
-    if frame >> N::BITS != 0 {
-        return None;
-    }
-    root.value(frame)
-}
-
 /// Bytes of a node in its `Arc`, and of everything below.
-pub(super) fn allocation_bytes<N: Node>(node: &N) -> usize {
+pub(crate) fn allocation_bytes<N: Node>(node: &N) -> usize {
     // An Arc's allocation starts with its two counters.
     2 * size_of::<usize>() + size_of::<N>() + node.heap_bytes()
 }
 
 /// The lowest `bits` bits of `number`, as an index.
 #[inline]
-fn index(number: u64, bits: u32) -> usize {
+pub(crate) fn index(number: u64, bits: u32) -> usize {
     #[expect(clippy::cast_possible_truncation, reason = "masked to at most 11 bits")]
     let index = (number & ((1 << bits) - 1)) as usize;
     index
 }
 
-/// The values of 2048 frames.
+/// The values of 2048 frames, in place.
 #[derive(Clone)]
-pub(super) struct Leaf<V>([Option<V>; 1 << LEAF_BITS]);
+pub(crate) struct ValueLeaf<V>([Option<V>; 1 << LEAF_BITS]);
 
-impl<V: Copy + Eq> Node for Leaf<V> {
+impl<V: Copy> ValueLeaf<V> {
+    #[inline]
+    pub(crate) fn get(&self, frame: u64) -> Option<V> {
+        self.0[index(frame, LEAF_BITS)]
+    }
+}
+
+impl<V: Copy> Node for ValueLeaf<V> {
     type Value = V;
+    type Leaf = Self;
     const BITS: u32 = LEAF_BITS;
 
-    fn uniform(value: Option<V>) -> Self {
-        Self([value; 1 << LEAF_BITS])
+    fn uniform(value: Option<&V>) -> Self {
+        Self([value.copied(); 1 << LEAF_BITS])
     }
 
     #[inline]
-    fn value(&self, frame: u64) -> Option<V> {
-        self.0[index(frame, LEAF_BITS)]
+    fn leaf(&self, _frame: u64) -> &Self {
+        self
     }
 
-    fn set(&mut self, start: u64, end: u64, value: Option<V>) {
-        self.0[index(start, LEAF_BITS)..=index(end - 1, LEAF_BITS)].fill(value);
+    fn set(&mut self, start: u64, end: u64, value: Option<&V>) {
+        self.0[index(start, LEAF_BITS)..=index(end - 1, LEAF_BITS)].fill(value.copied());
     }
 
-    fn search(&self, from: u64, wanted: &impl Fn(Option<V>) -> bool) -> Option<(u64, Option<V>)> {
-        (from..1 << LEAF_BITS)
-            .map(|frame| (frame, self.value(frame)))
-            .find(|&(_, value)| wanted(value))
+    fn search(&self, from: u64, wanted: &impl Fn(Option<&V>) -> bool) -> Option<u64> {
+        (from..1 << LEAF_BITS).find(|&frame| wanted(self.0[index(frame, LEAF_BITS)].as_ref()))
     }
 
     fn is_none(&self) -> bool {
@@ -94,7 +94,7 @@ impl<V: Copy + Eq> Node for Leaf<V> {
 
 /// 512 children. Neighbouring children with one value everywhere are one shared node.
 #[derive(Clone)]
-pub(super) struct Inner<N> {
+pub(crate) struct Inner<N> {
     children: [Arc<N>; 1 << INNER_BITS],
     /// What stands for a child without values, so that one node serves for all of them and is known when seen. Made
     /// when it is first needed.
@@ -120,9 +120,10 @@ impl<N: Node> Inner<N> {
 
 impl<N: Node> Node for Inner<N> {
     type Value = N::Value;
+    type Leaf = N::Leaf;
     const BITS: u32 = N::BITS + INNER_BITS;
 
-    fn uniform(value: Option<N::Value>) -> Self {
+    fn uniform(value: Option<&N::Value>) -> Self {
         let child = Arc::new(N::uniform(value));
         let none = value.is_none().then(|| Arc::clone(&child));
         Self {
@@ -132,11 +133,11 @@ impl<N: Node> Node for Inner<N> {
     }
 
     #[inline]
-    fn value(&self, frame: u64) -> Option<N::Value> {
-        self.children[index(frame >> N::BITS, INNER_BITS)].value(frame)
+    fn leaf(&self, frame: u64) -> &N::Leaf {
+        self.children[index(frame >> N::BITS, INNER_BITS)].leaf(frame)
     }
 
-    fn set(&mut self, start: u64, end: u64, value: Option<N::Value>) {
+    fn set(&mut self, start: u64, end: u64, value: Option<&N::Value>) {
         // What all children inside the range become. Made when it is first needed.
         let mut whole = value
             .is_none()
@@ -162,7 +163,7 @@ impl<N: Node> Node for Inner<N> {
         }
     }
 
-    fn search(&self, from: u64, wanted: &impl Fn(Option<N::Value>) -> bool) -> Option<(u64, Option<N::Value>)> {
+    fn search(&self, from: u64, wanted: &impl Fn(Option<&N::Value>) -> bool) -> Option<u64> {
         // A child in which nothing was found need not be searched again under its next number.
         let mut searched: Option<&Arc<N>> = None;
         for number in from >> N::BITS..1 << INNER_BITS {
@@ -171,8 +172,8 @@ impl<N: Node> Node for Inner<N> {
             if searched.is_some_and(|searched| Arc::ptr_eq(searched, child)) {
                 continue;
             }
-            if let Some((frame, value)) = child.search(from.saturating_sub(base), wanted) {
-                return Some((base + frame, value));
+            if let Some(frame) = child.search(from.saturating_sub(base), wanted) {
+                return Some(base + frame);
             }
             searched = (from <= base).then_some(child);
         }
