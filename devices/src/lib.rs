@@ -17,3 +17,8 @@ pub use bus::{Bus, BusAddress, BusChange, BusCursor, BusRange, Port};
 pub use clock::{Clock, HostClock, ManualClock};
 pub use device::{Device, Effect, IoOutcome, Persist, Refusal};
 pub use irq::{Gsi, IrqLine, IrqPins, IrqSink};
+
+/// The README's example, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

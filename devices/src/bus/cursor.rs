@@ -6,12 +6,13 @@
 
 use super::address::BusAddress;
 use super::range::contains;
-use super::region::RegionId;
+use super::region::{Region, RegionId};
 use super::routes::{BusGeneration, Routes};
 use super::stats::{CursorStats, RegionStats, Tally, direction};
 use super::table::CursorTable;
 use crate::access::{IoOp, IoSize};
 use crate::device::{Effect, IoOutcome, Refusal};
+use std::fmt;
 use umbra_memslots::publish::Reader;
 
 /// What the bus answers to one access.
@@ -62,7 +63,8 @@ impl<A: BusAddress> BusCursor<A> {
     ///
     /// All `size` bytes must lie in one region; otherwise it is unclaimed, as in KVM (`kvm_io_bus_cmp`) and unlike a
     /// split by an interconnect. A write's value is cut to `size`.
-    #[inline]
+    // In the caller even though it is not small: a call, and the registers it saves, would be a quarter of the cost.
+    #[inline(always)]
     pub fn access(&mut self, addr: A, size: IoSize, op: IoOp) -> Answer {
         if self.reader.source().epoch() != self.reader.epoch() {
             self.catch_up();
@@ -70,37 +72,36 @@ impl<A: BusAddress> BusCursor<A> {
         let op = cut(op, size);
         let raw = addr.raw();
         let Some(entry) = self.table.entry_mut(raw >> A::BLOCK_SHIFT) else {
-            return self.access_indirectly(addr, size, op);
+            return unpacked(self.access_indirectly(addr, size, op));
         };
         let offset = raw.wrapping_sub(entry.start);
-        let Some(device) = entry.target.as_ref().filter(|_| contains(entry.len, offset, size)) else {
-            return self.access_indirectly(addr, size, op);
-        };
+        if !contains(entry.len.into(), offset, size) {
+            return unpacked(self.access_indirectly(addr, size, op));
+        }
         entry.counts[direction(op)] += 1;
-        let id = entry.id;
-        match device.access(offset, size, op) {
+        match entry.target.access(offset, size, op) {
             IoOutcome::Value(value) if op.is_read() => Answer {
                 value: size.truncate(value),
                 effect: None,
-                by: AnsweredBy::Region(id),
+                by: AnsweredBy::Region(entry.id),
             },
             IoOutcome::Done => Answer {
                 value: 0,
                 effect: None,
-                by: AnsweredBy::Region(id),
+                by: AnsweredBy::Region(entry.id),
             },
-            outcome => self.answer(id, offset, size, op, outcome),
+            outcome => unpacked(self.uncommon(addr, size, op, outcome)),
         }
     }
 
     /// Reads; all ones if nobody answers.
-    #[inline]
+    #[inline(always)]
     pub fn read(&mut self, addr: A, size: IoSize) -> Answer {
         self.access(addr, size, IoOp::Read)
     }
 
     /// Writes; nothing happens if nobody answers.
-    #[inline]
+    #[inline(always)]
     pub fn write(&mut self, addr: A, size: IoSize, value: u64) -> Answer {
         self.access(addr, size, IoOp::Write(value))
     }
@@ -141,55 +142,29 @@ impl<A: BusAddress> BusCursor<A> {
         self.remembered = found;
         let region = &routes.regions[number as usize];
         self.tally.count(region, op);
-        let offset = addr.raw() - region.range.start().raw();
-        let (id, outcome) = (region.id, region.target.access(offset, size, op));
-        self.answer(id, offset, size, op, outcome)
+        let outcome = region.target.access(addr.raw() - region.range.start().raw(), size, op);
+        answer(region, addr, size, op, outcome, &mut self.tally)
     }
 
-    /// Puts any answer of a device into the guest's terms.
+    /// Any but the most common outcomes of a device that the table named.
     #[inline(never)]
-    fn answer(&mut self, id: RegionId, offset: u64, size: IoSize, op: IoOp, outcome: IoOutcome) -> Answer {
-        let by = AnsweredBy::Region(id);
-        match outcome {
-            IoOutcome::Value(value) => Answer {
-                value: read_value(value, size, op),
+    fn uncommon(&mut self, addr: A, size: IoSize, op: IoOp, outcome: IoOutcome) -> Answer {
+        let routes = self.reader.cached();
+        // The table was made from this snapshot, so the search finds the same region.
+        match routes.index.search(&routes.regions, addr.raw(), size) {
+            Some(number) => answer(
+                &routes.regions[number as usize],
+                addr,
+                size,
+                op,
+                outcome,
+                &mut self.tally,
+            ),
+            None => Answer {
+                value: floating(size, op),
                 effect: None,
-                by,
+                by: AnsweredBy::Nobody,
             },
-            IoOutcome::Done => Answer {
-                value: 0,
-                effect: None,
-                by,
-            },
-            IoOutcome::Effect { value, effect } => Answer {
-                value: read_value(value, size, op),
-                effect: Some(effect),
-                by,
-            },
-            IoOutcome::Refused(refusal) => {
-                if let Some(total) = self.tally.refused() {
-                    let regions = &self.reader.cached().regions;
-                    let name = regions
-                        .iter()
-                        .find(|region| region.id == id)
-                        .map(|region| region.name());
-                    tracing::debug!(
-                        bus = A::BUS_NAME,
-                        region = name,
-                        offset = format_args!("{offset:#x}"),
-                        size = size.bytes(),
-                        ?op,
-                        ?refusal,
-                        total,
-                        "a device refused an access"
-                    );
-                }
-                Answer {
-                    value: floating(size, op),
-                    effect: None,
-                    by: AnsweredBy::Refused(id, refusal),
-                }
-            }
         }
     }
 
@@ -203,12 +178,73 @@ impl<A: BusAddress> BusCursor<A> {
     }
 }
 
+/// The same answer, moved field by field: what an out-of-line function answers in memory then does not force the common
+/// answers, which are registers, through memory too.
+#[inline(always)]
+fn unpacked(answer: Answer) -> Answer {
+    let Answer { value, effect, by } = answer;
+    Answer { value, effect, by }
+}
+
+impl<A: BusAddress> fmt::Debug for BusCursor<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "BusCursor({} {:?} {:?})",
+            A::BUS_NAME,
+            self.generation(),
+            self.stats()
+        )
+    }
+}
+
 /// The access with no bits beyond its size.
 #[inline]
 fn cut(op: IoOp, size: IoSize) -> IoOp {
     match op {
         IoOp::Read => IoOp::Read,
         IoOp::Write(value) => IoOp::Write(size.truncate(value)),
+    }
+}
+
+/// Puts any outcome of a region's device into the guest's terms.
+fn answer<A: BusAddress>(
+    region: &Region<A>,
+    addr: A,
+    size: IoSize,
+    op: IoOp,
+    outcome: IoOutcome,
+    tally: &mut Tally,
+) -> Answer {
+    let by = AnsweredBy::Region(region.id);
+    match outcome {
+        IoOutcome::Value(value) => Answer {
+            value: read_value(value, size, op),
+            effect: None,
+            by,
+        },
+        IoOutcome::Done => Answer {
+            value: 0,
+            effect: None,
+            by,
+        },
+        IoOutcome::Effect { value, effect } => Answer {
+            value: read_value(value, size, op),
+            effect: Some(effect),
+            by,
+        },
+        IoOutcome::Refused(refusal) => {
+            if let Some(total) = tally.refused() {
+                let (name, range) = (region.name(), region.range);
+                let size = size.bytes();
+                tracing::debug!(bus = A::BUS_NAME, name, %range, %addr, size, ?op, ?refusal, total, "a device refuses");
+            }
+            Answer {
+                value: floating(size, op),
+                effect: None,
+                by: AnsweredBy::Refused(region.id, refusal),
+            }
+        }
     }
 }
 

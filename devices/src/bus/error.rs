@@ -31,6 +31,9 @@ pub enum BusError<A: BusAddress> {
         /// What they have.
         taken: BusRange<A>,
     },
+    /// All 2^32 region ids were given out in the life of this bus.
+    #[error("no {} region id is left: 4294967295 claims were made", A::BUS_NAME)]
+    TooManyClaims,
     /// No region has this id (any more).
     #[error("{} region {id} does not exist (released already?)", A::BUS_NAME)]
     NoSuchRegion {
@@ -74,9 +77,10 @@ pub enum BusError<A: BusAddress> {
 }
 
 impl<A: BusAddress> BusError<A> {
-    /// What the kernel's own bus would answer: `EINVAL`, `EEXIST` or `ENOENT`; for [`BusError::Mirror`] what it did.
+    /// What the kernel's own bus would answer: `EINVAL`, `EEXIST`, `ENOENT` or `ENOSPC`; for [`BusError::Mirror`] what it did.
     pub fn errno(&self) -> i32 {
         match self {
+            Self::TooManyClaims => libc::ENOSPC,
             Self::BadRange { .. } | Self::EventPastEnd { .. } => libc::EINVAL,
             Self::Overlap { .. } | Self::EventExists { .. } => libc::EEXIST,
             Self::NoSuchRegion { .. } | Self::NothingStartsAt { .. } | Self::NoSuchEvent { .. } => libc::ENOENT,

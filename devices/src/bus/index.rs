@@ -275,7 +275,7 @@ mod tests {
         (0..)
             .zip(ranges)
             .map(|(id, &(start, len))| {
-                let device: Arc<dyn Device> = Arc::new(Constant(id));
+                let device: Arc<dyn Device> = Arc::new(Constant(id.into()));
                 Region {
                     id: RegionId(id),
                     name: "test".into(),

@@ -72,7 +72,7 @@ impl<A: BusAddress> BusRange<A> {
 /// wrapped because the address was below the start.
 #[inline]
 pub(super) const fn contains(len: u64, offset: u64, size: IoSize) -> bool {
-    offset < len && size.bytes() <= len - offset
+    offset < len.saturating_sub(size.bytes() - 1)
 }
 
 impl<A: BusAddress> fmt::Display for BusRange<A> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 /// Identity of a claimed region on one bus. Kept by a move; never used again after a release.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct RegionId(pub(super) u64);
+pub struct RegionId(pub(super) u32);
 
 impl fmt::Display for RegionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

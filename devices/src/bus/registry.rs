@@ -14,6 +14,7 @@ use super::region::{Region, RegionId};
 use super::routes::{BusGeneration, Routes};
 use crate::device::Device;
 use crate::sync::Lock;
+use std::fmt;
 use std::sync::Arc;
 use umbra_memslots::publish::{Published, Reader};
 
@@ -28,7 +29,7 @@ pub struct Bus<A: BusAddress> {
 
 /// What only changes of the bus need.
 struct Writer<A> {
-    next_id: u64,
+    next_id: u32,
     coalesced: Vec<BusRange<A>>,
     mirror: Option<Arc<dyn BusMirror<A>>>,
 }
@@ -56,7 +57,7 @@ impl<A: BusAddress> Bus<A> {
     /// Lets `device` answer `len` bytes (or ports) from `start` on. `name` is for messages and statistics.
     ///
     /// # Errors
-    /// [`BusError::BadRange`], [`BusError::Overlap`].
+    /// [`BusError::BadRange`], [`BusError::Overlap`], [`BusError::TooManyClaims`].
     pub fn claim(&self, name: &str, start: A, len: u64, device: Arc<dyn Device>) -> Result<RegionId, BusError<A>> {
         self.edit(|draft| draft.claim(name, start, len, device))
     }
@@ -259,7 +260,16 @@ impl<A: BusAddress> Bus<A> {
     }
 }
 
-fn refused<A: BusAddress>(what: &str, subject: &dyn std::fmt::Display, source: std::io::Error) -> BusError<A> {
+impl<A: BusAddress> fmt::Debug for Bus<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let routes = self.published.load();
+        write!(f, "Bus({} {:?} ", A::BUS_NAME, routes.generation)?;
+        f.debug_list().entries(&routes.regions).finish()?;
+        f.write_str(")")
+    }
+}
+
+fn refused<A: BusAddress>(what: &str, subject: &dyn fmt::Display, source: std::io::Error) -> BusError<A> {
     BusError::Mirror {
         operation: format!("{what} {subject}"),
         source,
@@ -270,7 +280,7 @@ fn refused<A: BusAddress>(what: &str, subject: &dyn std::fmt::Display, source: s
 pub struct BusDraft<A> {
     /// Ascending by address, disjoint.
     regions: Vec<Region<A>>,
-    next_id: u64,
+    next_id: u32,
     /// Devices to be dropped once the lock is released.
     discarded: Vec<Arc<dyn Device>>,
 }
@@ -279,11 +289,12 @@ impl<A: BusAddress> BusDraft<A> {
     /// As [`Bus::claim`].
     ///
     /// # Errors
-    /// [`BusError::BadRange`], [`BusError::Overlap`].
+    /// [`BusError::BadRange`], [`BusError::Overlap`], [`BusError::TooManyClaims`].
     pub fn claim(&mut self, name: &str, start: A, len: u64, device: Arc<dyn Device>) -> Result<RegionId, BusError<A>> {
         self.discarded.push(Arc::clone(&device));
         let range = checked_range(name, start, len)?;
         let id = RegionId(self.next_id);
+        let next_id = self.next_id.checked_add(1).ok_or(BusError::TooManyClaims)?;
         let target = Arc::clone(&device);
         self.insert(Region {
             id,
@@ -292,7 +303,7 @@ impl<A: BusAddress> BusDraft<A> {
             device,
             target,
         })?;
-        self.next_id += 1;
+        self.next_id = next_id;
         Ok(id)
     }
 

@@ -126,7 +126,7 @@ impl Tally {
             .collect()
     }
 
-    /// Keeps what was counted in `table`, which is about to be replaced.
+    /// Takes over what was counted in `table`, which is about to be replaced.
     pub(super) fn retire<A: BusAddress>(&mut self, table: &CursorTable, regions: &[Region<A>]) {
         self.direct += table.counts().flat_map(|(_, counts)| counts).sum::<u64>();
         add_table(&mut self.regions, table, regions);
