@@ -6,7 +6,7 @@
 //! 0x0008_0000    boot tables   GDT, boot parameters, page tables, stack, command line (RAM; free once the guest runs)
 //! 0x0009_fc00    reserved      where a PC keeps its extended BIOS data area
 //! 0x000a_0000    not listed    a PC's video memory and option ROMs
-//! 0x000e_0000    reserved      ACPI tables, RSDP first: where operating systems look for it
+//! 0x000e_0000    reserved      ACPI tables, RSDP first: where operating systems look for it; last the reset vector
 //! 0x0010_0000  RAM             kernels, initrd
 //! 0xc000_0000  hole            MMIO: virtio, IOAPIC, local APIC, the hypervisor's own pages
 //! 0x1_0000_0000 RAM            the rest
@@ -44,7 +44,9 @@ pub const EBDA_END: Gpa = Gpa::new(0xa_0000);
 /// ACPI tables; the RSDP is the first of them, on a 16-byte boundary in the range ACPI 6.5 section 5.2.5.1 names.
 pub const ACPI_START: Gpa = Gpa::new(0xe_0000);
 /// One past the last byte for ACPI tables.
-pub const ACPI_END: Gpa = Gpa::new(0x10_0000);
+pub const ACPI_END: Gpa = RESET_VECTOR;
+/// Where a jump to F000:FFF0 leads: code that resets the machine, up to 1 MiB.
+pub const RESET_VECTOR: Gpa = Gpa::new(0xf_fff0);
 /// First address of extended memory, where kernels are loaded.
 pub const HIGH_MEMORY_START: Gpa = Gpa::new(0x10_0000);
 
@@ -228,7 +230,7 @@ impl MemoryLayout {
         let mut map = vec![
             entry(Gpa::new(0), EBDA_START, MapKind::Usable),
             entry(EBDA_START, EBDA_END, MapKind::Reserved),
-            entry(ACPI_START, ACPI_END, MapKind::Reserved),
+            entry(ACPI_START, HIGH_MEMORY_START, MapKind::Reserved),
             entry(HIGH_MEMORY_START, self.low_end(), MapKind::Usable),
         ];
         if let Some(high) = self.high {

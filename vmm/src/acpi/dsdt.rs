@@ -3,16 +3,13 @@
 use super::{AcpiError, Platform, with_header};
 use acpi_tables::Aml;
 use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope};
+use umbra_devices::models::{cmos::regs::PORT as CMOS_PORT, pm::regs::SLP_TYP_S5, serial::regs::COM1_PORT};
 use umbra_memslots::Gpa;
 
 const REVISION: u8 = 2;
 const COM1_IRQ: u32 = 4;
-const COM1_PORT: u16 = 0x3f8;
 const COM1_PORTS: u8 = 8;
-const RTC_PORT: u16 = 0x70;
 const RTC_PORTS: u8 = 2;
-/// The value for the sleep control register's type field that means off.
-const SLEEP_TYPE_OFF: u8 = 5;
 /// Two hexadecimal digits name a device.
 const MAX_VIRTIO: usize = 256;
 
@@ -45,11 +42,7 @@ pub(super) fn table(platform: &Platform) -> Result<Vec<u8>, AcpiError> {
     }
     let mut aml = Vec::new();
     let zero = 0u8;
-    Name::new(
-        Path::new("_S5_"),
-        &Package::new(vec![&SLEEP_TYPE_OFF, &zero, &zero, &zero]),
-    )
-    .to_aml_bytes(&mut aml);
+    Name::new(Path::new("_S5_"), &Package::new(vec![&SLP_TYP_S5, &zero, &zero, &zero])).to_aml_bytes(&mut aml);
 
     let mut devices = Vec::new();
     if platform.com1 {
@@ -70,7 +63,7 @@ pub(super) fn table(platform: &Platform) -> Result<Vec<u8>, AcpiError> {
             "RTC_",
             &EISAName::new("PNP0B00"),
             0,
-            vec![&IO::new(RTC_PORT, RTC_PORT, 1, RTC_PORTS)],
+            vec![&IO::new(CMOS_PORT, CMOS_PORT, 1, RTC_PORTS)],
         );
     }
     for (index, virtio) in (0u8..=u8::MAX).zip(&platform.virtio_mmio) {

@@ -4,12 +4,8 @@ use super::{OEM, OEM_REVISION, OEM_TABLE};
 use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use umbra_devices::models::pm::regs::{RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT};
 use umbra_memslots::Gpa;
-
-const SLEEP_CONTROL_PORT: u16 = 0x600;
-const SLEEP_STATUS_PORT: u16 = 0x601;
-const RESET_PORT: u16 = 0x604;
-const RESET_VALUE: u8 = 1;
 
 /// `IAPC_BOOT_ARCH` (table 5.11): there is no VGA. An i8042 is not announced, so that nobody waits for a keyboard; the
 /// CMOS clock is there.

@@ -3,7 +3,8 @@
 //! The platform is *hardware-reduced* ACPI (ACPI 6.5 section 4.1): no fixed power-management hardware, only a sleep
 //! control port and a reset port. Linux then uses neither the 8259s nor the PIT, takes its time from the TSC or the
 //! hypervisor's clock, and has fewer devices to probe, which is a large part of its boot. A guest that ignores ACPI finds
-//! the legacy chips all the same if the machine has them.
+//! the legacy chips all the same if the machine has them. The price: a Linux with EFI support does not use the reset
+//! register of such a platform, but the way of [`layout::RESET_VECTOR`](crate::layout::RESET_VECTOR).
 //!
 //! Read in this order: [`Platform`] (the input), `fadt`, `madt`, `dsdt` (a table each), [`build`] (the whole).
 

@@ -10,7 +10,7 @@ use super::image::{Image, ImageFile};
 use super::place::Places;
 use super::probe::{self, Kind, PROBE_BYTES};
 use super::state::{BootState, ImageKind, Protocol};
-use super::{linux, multiboot, pvh};
+use super::{linux, multiboot, pvh, reset_vector};
 use crate::acpi::{self, Platform};
 use crate::layout::{ACPI_START, BootArea, HIGH_MEMORY_START, MemoryLayout};
 use linux_loader::loader::bootparam::setup_header;
@@ -122,6 +122,7 @@ pub fn load<M: GuestMemory + ?Sized, F: ImageFile>(
         None => None,
     };
 
+    reset_vector::write(memory)?;
     let environment = Environment { layout, rsdp, initrd };
     let mode = if matches!(loaded.start, Start::Linux64 { .. }) {
         Mode::Long

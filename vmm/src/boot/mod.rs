@@ -7,7 +7,7 @@
 //! Read in this order: [`image`] (a file and where it comes from), `probe` (what kind of kernel it is), `elf` and
 //! `bzimage` (the two file formats; the payload of a bzImage is an ELF), `decompress` (the six compressions of
 //! Linux), `place` (who lies where, and that nobody lies on anybody), then one file for each protocol: `linux`, `pvh`,
-//! `multiboot`; `entry` and `page_tables` are the CPU's side of them. `error` has all that can be wrong.
+//! `multiboot`; `entry` and `page_tables` are the CPU's side of them, `reset_vector` is the way out. `error` has all that can be wrong.
 //!
 //! Two facts the loaders rely on: guest memory is zero when [`load`] is called (uninitialised data is not touched), and
 //! no vCPU runs yet.
@@ -25,6 +25,7 @@ mod page_tables;
 mod place;
 mod probe;
 mod pvh;
+mod reset_vector;
 mod state;
 
 pub use decompress::Compression;

@@ -10,33 +10,35 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 const PRESENT_WRITABLE: u64 = 0b11;
 const LARGE: u64 = 1 << 7;
 const LARGE_PAGE: u64 = 2 << 20;
-const DIRECTORIES: u64 = 4;
+const DIRECTORIES: usize = 4;
+const ENTRIES: usize = 512;
 
 /// Writes the tables and gives the value of CR3.
 pub(super) fn write<M: GuestMemory + ?Sized>(memory: &M) -> Result<Gpa, BootError> {
     let root = BootArea::PAGE_TABLES;
     let pointers = root.wrapping_add(PAGE_SIZE);
     let directories = pointers.wrapping_add(PAGE_SIZE);
-    let mut page = Vec::with_capacity(4096);
-
-    put(memory, root, &(pointers.get() | PRESENT_WRITABLE).to_le_bytes())?;
-    for index in 0..DIRECTORIES {
-        page.extend(((directories.get() + index * PAGE_SIZE) | PRESENT_WRITABLE).to_le_bytes());
+    put(memory, root, &[pointers.get() | PRESENT_WRITABLE])?;
+    let mut entries = [0; DIRECTORIES];
+    for (entry, index) in entries.iter_mut().zip(0u64..) {
+        *entry = (directories.get() + index * PAGE_SIZE) | PRESENT_WRITABLE;
     }
-    put(memory, pointers, &page)?;
-    for directory in 0..DIRECTORIES {
-        page.clear();
-        for entry in 0..512 {
-            page.extend((((directory * 512 + entry) * LARGE_PAGE) | LARGE | PRESENT_WRITABLE).to_le_bytes());
-        }
-        put(memory, directories.wrapping_add(directory * PAGE_SIZE), &page)?;
+    put(memory, pointers, &entries)?;
+    let mut entries = [0; ENTRIES * DIRECTORIES];
+    for (entry, index) in entries.iter_mut().zip(0u64..) {
+        *entry = (index * LARGE_PAGE) | LARGE | PRESENT_WRITABLE;
     }
+    put(memory, directories, &entries)?;
     Ok(root)
 }
 
-fn put<M: GuestMemory + ?Sized>(memory: &M, at: Gpa, bytes: &[u8]) -> Result<(), BootError> {
+fn put<M: GuestMemory + ?Sized>(memory: &M, at: Gpa, entries: &[u64]) -> Result<(), BootError> {
+    let mut bytes = vec![0; size_of_val(entries)];
+    for (to, entry) in bytes.chunks_exact_mut(8).zip(entries) {
+        to.copy_from_slice(&entry.to_le_bytes());
+    }
     memory
-        .write_slice(bytes, GuestAddress::from(at))
+        .write_slice(&bytes, GuestAddress::from(at))
         .map_err(|source| BootError::Memory {
             gpa: at,
             what: "page tables",

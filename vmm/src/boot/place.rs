@@ -1,7 +1,7 @@
 //! Who lies where in guest memory, and that nobody lies on anybody else.
 
 use super::error::PlaceProblem;
-use crate::layout::{ACPI_END, BOOT_AREA_START, BootArea, EBDA_START, MemoryLayout};
+use crate::layout::{BOOT_AREA_START, BootArea, EBDA_START, HIGH_MEMORY_START, MemoryLayout};
 use std::fmt;
 use umbra_memslots::{Gpa, PAGE_SIZE};
 
@@ -45,7 +45,7 @@ impl<'a> Places<'a> {
         };
         let taken = vec![
             fixed("the boot tables", BOOT_AREA_START, BootArea::END),
-            fixed("the firmware area", EBDA_START, ACPI_END),
+            fixed("the firmware area", EBDA_START, HIGH_MEMORY_START),
         ];
         Self { layout, taken }
     }

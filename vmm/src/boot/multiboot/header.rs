@@ -46,8 +46,11 @@ impl Header {
         let last = start.len().checked_sub(SHORT_BYTES)?;
         (0..=last).step_by(4).find_map(|offset| {
             let field = |index: usize| u32_at(start, offset + index * 4);
+            if field(0) != MAGIC {
+                return None;
+            }
             let flags = field(1);
-            if field(0) != MAGIC || MAGIC.wrapping_add(flags).wrapping_add(field(2)) != 0 {
+            if MAGIC.wrapping_add(flags).wrapping_add(field(2)) != 0 {
                 return None;
             }
             let addresses = (flags & ADDRESSES != 0 && offset + LONG_BYTES <= start.len()).then(|| Addresses {
