@@ -21,3 +21,8 @@ pub mod signals;
 pub mod size;
 pub mod style;
 pub mod terminal;
+
+// The README's example is compiled and run like any other test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -255,6 +255,7 @@ impl Machine {
         Stopped {
             ram: self.ram,
             mmu: self.mmu,
+            mid_line: self.gate.is_mid_line(),
             report: report(self.cpus, wall, &per_vcpu),
         }
     }
@@ -268,6 +269,8 @@ pub struct Stopped {
     pub mmu: Arc<DirectMmu>,
     /// What the run did.
     pub report: RunReport,
+    /// Whether the guest left the last line on its console unfinished.
+    pub mid_line: bool,
 }
 
 impl Watched for Machine {

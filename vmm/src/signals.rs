@@ -1,7 +1,8 @@
 //! Signals as events: blocked in every thread and read from a descriptor, so that nothing happens inside a handler.
 
-use nix::sys::signal::{SigSet, Signal, raise};
+use nix::sys::signal::{SigSet, Signal, kill, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
 use std::io;
 
 /// A signal that was sent to us, by what it asks for.
@@ -75,6 +76,12 @@ impl std::os::fd::AsRawFd for Signals {
 pub fn stop_self() {
     // SIGSTOP can be neither blocked nor refused.
     let _ = raise(Signal::SIGSTOP);
+}
+
+/// Sends us the request that follows being continued: the shell sends none when it brings a running job to the
+/// foreground.
+pub fn continue_self() {
+    let _ = kill(Pid::this(), Signal::SIGCONT);
 }
 
 /// Dies by `signal`, whose disposition is the default one. Returns only if the signal turns out not to be deadly.

@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use super::failure::Failure;
-use super::run::{conclude, print_stats, raw_terminal, show_stats, signals, start_logging};
+use super::run::{conclude, give_back, print_stats, raw_terminal, show_stats, signals, start_logging};
 use crate::boot::{self, BootError, BootRequest, Image, KernelProblem};
 use crate::builtin::plan::{self, Answers};
 use crate::builtin::summary::Summary;
@@ -61,7 +61,7 @@ pub(super) fn run(args: BuiltinArgs) -> Result<Outcome, Failure> {
     let terminal = raw_terminal();
     let ending = machine.wait(&signals, terminal.as_ref());
     let stopped = machine.stop();
-    drop(terminal);
+    give_back(terminal, &stopped);
     let Ending::DebugExit(code) = ending else {
         show_stats(&config, &stopped.report)?;
         return Ok(conclude(ending));

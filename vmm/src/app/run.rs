@@ -8,7 +8,7 @@ use crate::config::{self, MachineConfig, RunConfig, Settings, StatsFormat};
 use crate::exit_status::ExitStatus;
 use crate::logging;
 use crate::machine::ending::Ending;
-use crate::machine::{Machine, Purpose};
+use crate::machine::{Machine, Purpose, Stopped};
 use crate::report::{RunReport, text};
 use crate::signals::Signals;
 use crate::style::Style;
@@ -67,7 +67,7 @@ fn one_life(config: &RunConfig, host: &KvmHost, signals: &Signals) -> Result<(En
     let terminal = raw_terminal();
     let ending = machine.wait(signals, terminal.as_ref());
     let stopped = machine.stop();
-    drop(terminal);
+    give_back(terminal, &stopped);
     Ok((ending, stopped.report))
 }
 
@@ -77,6 +77,14 @@ pub(super) fn raw_terminal() -> Option<RawTerminal> {
         say(format_args!("vmm: the terminal stays as it is: {error}\n"));
         None
     })
+}
+
+/// Gives the terminal back, with the cursor at the start of a line.
+pub(super) fn give_back(terminal: Option<RawTerminal>, stopped: &Stopped) {
+    if terminal.is_some() && stopped.mid_line {
+        say(format_args!("\n"));
+    }
+    drop(terminal);
 }
 
 pub(super) fn signals() -> Result<Signals, Failure> {

@@ -48,7 +48,7 @@ pub struct Settings {
     #[arg(long, value_name = "PATH", help_heading = "Machine")]
     pub kvm_device: Option<PathBuf>,
 
-    /// Interrupt controllers: kernel (all in KVM) or split (local APICs in KVM, the rest here) [default: kernel]
+    /// Interrupt controllers: kernel (all in KVM) or split (local APICs only, no interrupt lines) [default: kernel]
     #[arg(long, value_name = "WHERE", help_heading = "Machine")]
     pub irqchip: Option<IrqchipChoice>,
 

@@ -37,7 +37,7 @@ pub enum Ending {
     Bug,
 }
 
-/// Where threads leave the ending. The first one counts: what comes after is its consequence.
+/// Where threads leave the ending. The first one counts, what comes after is its consequence; but a reset gives way.
 #[derive(Debug)]
 pub struct EndingBox {
     first: Mutex<Option<Ending>>,
@@ -58,10 +58,12 @@ impl EndingBox {
 
     /// Leaves an ending and wakes who waits.
     pub fn put(&self, ending: Ending) {
-        self.first
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert(ending);
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        // A reset is only a new beginning: whoever wants an end at the same moment must get it.
+        if first.as_ref().is_none_or(|first| matches!(first, Ending::Reset)) {
+            *first = Some(ending);
+        }
+        drop(first);
         // Fails only when it is at its limit, and then it wakes all the same.
         let _ = self.wake.write(1);
     }
@@ -90,5 +92,14 @@ mod tests {
         endings.put(Ending::PowerOff);
         assert_eq!(endings.wake().read().unwrap(), 2);
         assert!(matches!(endings.take(), Some(Ending::DebugExit(7))));
+    }
+
+    #[test]
+    fn reset_gives_way_to_any_real_ending() {
+        let endings = EndingBox::new().unwrap();
+        endings.put(Ending::Reset);
+        endings.put(Ending::Signal(Signal::SIGTERM));
+        endings.put(Ending::Reset);
+        assert!(matches!(endings.take(), Some(Ending::Signal(Signal::SIGTERM))));
     }
 }

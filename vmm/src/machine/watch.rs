@@ -2,11 +2,12 @@
 
 use super::console_input::ConsoleInput;
 use super::ending::{Ending, EndingBox};
-use crate::signals::{Request, Signals, stop_self};
+use crate::signals::{Request, Signals, continue_self, stop_self};
 use crate::terminal::keys::{Command, HELP};
-use crate::terminal::raw::RawTerminal;
+use crate::terminal::raw::{RawTerminal, in_foreground};
 use crate::terminal::say;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -48,6 +49,9 @@ pub struct Sources<'a> {
 /// The host refuses to wait (no file descriptor left).
 pub fn until_ended(sources: &Sources<'_>, machine: &mut dyn Watched) -> io::Result<Ending> {
     const EVENTS_AT_ONCE: usize = 8;
+    const LOOK_AGAIN_MS: i32 = 300;
+    const FOR_EVER: i32 = -1;
+    let background = Cell::new(false);
     let failed = |error: event_manager::Error| io::Error::other(format!("event loop: {error}"));
     let mut events =
         EventManager::<Box<dyn MutEventSubscriber + '_>>::new_with_capacity(EVENTS_AT_ONCE).map_err(failed)?;
@@ -61,6 +65,7 @@ pub fn until_ended(sources: &Sources<'_>, machine: &mut dyn Watched) -> io::Resu
         )));
     }
     events.add_subscriber(Box::new(Watch {
+        background: &background,
         sources,
         machine,
         input: ConsoleInput::default(),
@@ -70,7 +75,12 @@ pub fn until_ended(sources: &Sources<'_>, machine: &mut dyn Watched) -> io::Resu
         if let Some(ending) = sources.endings.take() {
             return Ok(ending);
         }
-        match events.run() {
+        // A background job that is brought to the foreground hears nothing of it, so it has to look.
+        let waits_for_terminal = background.get();
+        if waits_for_terminal && in_foreground() {
+            continue_self();
+        }
+        match events.run_with_timeout(if waits_for_terminal { LOOK_AGAIN_MS } else { FOR_EVER }) {
             Ok(_) => {}
             Err(event_manager::Error::Epoll(error)) if error.errno() == nix::libc::EINTR => {}
             Err(error) => return Err(failed(error)),
@@ -84,6 +94,8 @@ struct Watch<'a> {
     input: ConsoleInput,
     /// Whether the terminal is being watched.
     listening: bool,
+    /// Whether somebody else is the terminal's foreground job.
+    background: &'a Cell<bool>,
 }
 
 impl Watch<'_> {
@@ -121,12 +133,15 @@ impl Watch<'_> {
                     stop_self();
                 }
                 Request::Continued => {
-                    if let Some(terminal) = self.sources.terminal
-                        && let Err(error) = terminal.resume()
-                    {
-                        tracing::warn!(%error, "cannot make the terminal raw again");
+                    if let Some(terminal) = self.sources.terminal {
+                        match terminal.resume() {
+                            Ok(ours) => self.background.set(!ours),
+                            Err(error) => tracing::warn!(%error, "cannot make the terminal raw again"),
+                        }
                     }
-                    self.listen(ops);
+                    if !self.background.get() {
+                        self.listen(ops);
+                    }
                 }
             }
         }
@@ -135,8 +150,9 @@ impl Watch<'_> {
     fn typed(&mut self, ops: &mut EventOps<'_>) {
         match self.input.read(Stdin, self.sources.serial) {
             Ok(Some(commands)) => commands.into_iter().for_each(|command| self.command(command)),
-            // Gone, or we are in the background: listen again when we are continued.
+            // Gone, or we are in the background: listen again when it is ours again.
             Ok(None) | Err(_) => {
+                self.background.set(!in_foreground());
                 let events = Events::new_raw(io::stdin().as_raw_fd(), EventSet::IN);
                 self.listening = ops.remove(events).is_err();
             }

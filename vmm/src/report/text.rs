@@ -26,16 +26,16 @@ pub fn render(report: &RunReport, style: Style) -> String {
     let mut exits = stats.exits.clone();
     exits.sort_by_key(|(_, exit)| std::cmp::Reverse(exit.count));
     for (kind, exit) in exits {
-        let each = exit.handling_ns / exit.count.max(1);
-        let row = [exit.count, each, exit.longest_ns].map(grouped);
-        let _ = writeln!(
-            out,
-            "  {:<22} {:>14} {:>14} {:>14}",
-            kind.name(),
-            row[0],
-            row[1],
-            row[2]
-        );
+        let timed = |ns: u64| {
+            if stats.guest_ns == 0 {
+                "–".to_owned()
+            } else {
+                grouped(ns)
+            }
+        };
+        let (count, each) = (grouped(exit.count), timed(exit.handling_ns / exit.count.max(1)));
+        let longest = timed(exit.longest_ns);
+        let _ = writeln!(out, "  {:<22} {count:>14} {each:>14} {longest:>14}", kind.name());
     }
     bus(&mut out, "MMIO device", &stats.mmio_bus);
     bus(&mut out, "port device", &stats.port_bus);
@@ -143,6 +143,7 @@ mod tests {
                     searches: 3,
                     ..MmioStats::default()
                 },
+                guest_ns: 1,
                 mmio_bus: BusStats {
                     regions: vec![region],
                     ..BusStats::default()

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 const OPEN: u8 = 0;
 const CLOSED: u8 = 1;
@@ -14,20 +14,31 @@ const BROKEN: u8 = 2;
 
 /// Whether guest output still goes anywhere. Shared between the writers and who stops them.
 #[derive(Clone, Debug, Default)]
-pub struct ConsoleGate(Arc<AtomicU8>);
+pub struct ConsoleGate(Arc<Gate>);
+
+#[derive(Debug, Default)]
+struct Gate {
+    state: AtomicU8,
+    /// Whether the last byte written was other than a newline.
+    mid_line: AtomicBool,
+}
 
 impl ConsoleGate {
     /// From now on output is dropped, and a write interrupted by a signal is not taken up again.
     pub fn close(&self) {
         // A broken pipe stays known.
-        let _ = self
-            .0
-            .compare_exchange(OPEN, CLOSED, Ordering::AcqRel, Ordering::Acquire);
+        let state = &self.0.state;
+        let _ = state.compare_exchange(OPEN, CLOSED, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Whether the reader has gone away.
     pub fn is_broken(&self) -> bool {
-        self.0.load(Ordering::Acquire) == BROKEN
+        self.0.state.load(Ordering::Acquire) == BROKEN
+    }
+
+    /// Whether the guest left its last line unfinished.
+    pub fn is_mid_line(&self) -> bool {
+        self.0.mid_line.load(Ordering::Relaxed)
     }
 }
 
@@ -46,7 +57,7 @@ impl<F: Fn()> ConsoleOutput<F> {
     }
 
     fn broken(&self) {
-        if self.gate.0.swap(BROKEN, Ordering::AcqRel) != BROKEN {
+        if self.gate.0.state.swap(BROKEN, Ordering::AcqRel) != BROKEN {
             (self.on_broken)();
         }
     }
@@ -56,13 +67,16 @@ impl<F: Fn()> io::Write for ConsoleOutput<F> {
     /// Takes all of `bytes`, always: what can't be written is dropped, since a guest can do nothing about it.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut rest = bytes;
-        while !rest.is_empty() && self.gate.0.load(Ordering::Acquire) == OPEN {
+        while !rest.is_empty() && self.gate.0.state.load(Ordering::Acquire) == OPEN {
             match rustix::io::write(self.fd, rest) {
                 Ok(written) => rest = rest.get(written..).unwrap_or_default(),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => wait_writable(self.fd),
                 Err(_) => self.broken(),
             }
+        }
+        if let Some(last) = bytes.last() {
+            self.gate.0.mid_line.store(*last != b'\n', Ordering::Relaxed);
         }
         Ok(bytes.len())
     }

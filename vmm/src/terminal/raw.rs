@@ -47,20 +47,21 @@ impl RawTerminal {
     }
 
     /// Takes the terminal again: after the process was continued, when the shell has put its own modes in force.
-    /// Does nothing when continued in the background.
+    /// Returns whether it is ours now: not when continued in the background.
     ///
     /// # Errors
     /// As [`RawTerminal::enter`].
-    pub fn resume(&self) -> io::Result<()> {
-        let Some(cooked) = COOKED.get() else { return Ok(()) };
+    pub fn resume(&self) -> io::Result<bool> {
+        let Some(cooked) = COOKED.get() else { return Ok(false) };
         if !in_foreground() {
-            return Ok(());
+            return Ok(false);
         }
         let mut raw = cooked.clone();
         raw.make_raw();
         raw.output_modes |= cooked.output_modes & (OutputModes::OPOST | OutputModes::ONLCR);
         RAW.store(true, Ordering::Release);
-        Ok(tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &raw)?)
+        tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &raw)?;
+        Ok(true)
     }
 }
 
@@ -80,7 +81,8 @@ pub fn restore() {
     }
 }
 
-fn in_foreground() -> bool {
+/// Whether we are the terminal's foreground job.
+pub fn in_foreground() -> bool {
     tcgetpgrp(rustix::stdio::stdin()).is_ok_and(|group| group == rustix::process::getpgrp())
 }
 

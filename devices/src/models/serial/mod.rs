@@ -4,7 +4,8 @@
 //! that a guest is never stopped by whoever reads its console. Input comes through [`Serial::enqueue`], for a file
 //! descriptor by way of [`SerialInput`], no more than the FIFO can hold.
 //!
-//! Lock order: the UART's lock is released before the interrupt line is touched.
+//! Lock order: the UART's lock is released before the interrupt line is touched and before a byte is put out: whoever
+//! types or asks for the state does not wait for a reader that doesn't read.
 
 mod input;
 pub mod regs;
@@ -20,12 +21,12 @@ use crate::sync::lock;
 use std::convert::Infallible;
 use std::fmt;
 use std::io::{self, Write};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use vm_superio::serial::NoEvents;
 use vm_superio::{SerialState as UartState, Trigger};
 
-type Uart = vm_superio::Serial<Pending, NoEvents, Output>;
+type Uart = vm_superio::Serial<Pending, NoEvents, Staged>;
 
 /// Whether the UART asked for an interrupt since this was last looked at.
 #[derive(Default)]
@@ -40,24 +41,26 @@ impl Trigger for Pending {
     }
 }
 
-/// The output, shared because the UART that owns it is replaced by a reset.
-#[derive(Clone)]
-struct Output(Arc<Mutex<dyn Write + Send>>);
+/// The byte that the UART sent during one access, until its lock is released. There is at most one: the transmit register
+/// is a byte wide, and an access reaches it once.
+#[derive(Default)]
+struct Staged(Option<u8>);
 
-impl Write for Output {
+impl Write for Staged {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        lock(&self.0).write(bytes)
+        self.0 = bytes.last().copied().or(self.0);
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        lock(&self.0).flush()
+        Ok(())
     }
 }
 
 /// The device.
 pub struct Serial {
     uart: Mutex<Uart>,
-    out: Output,
+    out: Mutex<Box<dyn Write + Send>>,
     line: IrqLine,
     lost: AtomicU64,
     /// Signalled when there is room for input again, if somebody waits for that.
@@ -91,10 +94,9 @@ pub struct SerialState {
 impl Serial {
     /// A port that sends to `out` and interrupts through `line` ([`regs::COM1_IRQ`] for COM1).
     pub fn new(out: impl Write + Send + 'static, line: IrqLine) -> Self {
-        let out = Output(Arc::new(Mutex::new(out)));
         Self {
-            uart: Mutex::new(Uart::new(Pending::default(), out.clone())),
-            out,
+            uart: Mutex::new(Uart::new(Pending::default(), Staged::default())),
+            out: Mutex::new(Box::new(out)),
             line,
             lost: AtomicU64::new(0),
             room: None,
@@ -140,19 +142,26 @@ impl Serial {
         self.lost.load(Ordering::Relaxed)
     }
 
-    fn byte(&self, uart: &mut Uart, offset: u64, op: IoOp) -> IoOutcome {
+    fn byte(uart: &mut Uart, offset: u64, op: IoOp) -> IoOutcome {
         // A region of 8 ports: the offset is below 8.
         let offset = offset.to_le_bytes()[0];
         match op {
             IoOp::Read => IoOutcome::Value(uart.read(offset).into()),
             IoOp::Write(value) => {
-                if let Err(error) = uart.write(offset, value.to_le_bytes()[0]) {
-                    let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
-                    if lost.is_power_of_two() {
-                        tracing::warn!(%error, lost, "the serial port's output refuses bytes");
-                    }
-                }
+                // Nothing can fail: the byte is only staged, and the trigger is infallible.
+                let _ = uart.write(offset, value.to_le_bytes()[0]);
                 IoOutcome::Done
+            }
+        }
+    }
+
+    /// Sends a byte into the world.
+    fn put_out(&self, byte: u8) {
+        let mut out = lock(&self.out);
+        if let Err(error) = out.write_all(&[byte]).and_then(|()| out.flush()) {
+            let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
+            if lost.is_power_of_two() {
+                tracing::warn!(%error, lost, "the serial port's output refuses bytes");
             }
         }
     }
@@ -164,7 +173,11 @@ impl Serial {
         let room = self.waiting_for_room.load(Ordering::Relaxed)
             && capacity(&mut uart) >= regs::FIFO_LEN / 2
             && self.waiting_for_room.swap(false, Ordering::Relaxed);
+        let sent = uart.writer_mut().0.take();
         drop(uart);
+        if let Some(byte) = sent {
+            self.put_out(byte);
+        }
         if interrupt {
             self.line.pulse();
         }
@@ -175,7 +188,7 @@ impl Serial {
 
     /// Puts a UART of this state in the place of the present one.
     fn replace(&self, state: &UartState) -> Result<(), BadState> {
-        let fresh = Uart::from_state(state, Pending::default(), NoEvents, self.out.clone());
+        let fresh = Uart::from_state(state, Pending::default(), NoEvents, Staged::default());
         let Ok(fresh) = fresh else {
             return Err(too_long(state.in_buffer.len()));
         };
@@ -205,7 +218,7 @@ fn too_long(len: usize) -> BadState {
 impl Device for Serial {
     fn access(&self, offset: u64, size: IoSize, op: IoOp) -> IoOutcome {
         let mut uart = lock(&self.uart);
-        let outcome = bytewise(offset, size, op, |offset, op| self.byte(&mut uart, offset, op));
+        let outcome = bytewise(offset, size, op, |offset, op| Self::byte(&mut uart, offset, op));
         self.interrupt_if_pending(uart);
         outcome
     }

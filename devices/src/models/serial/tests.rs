@@ -5,6 +5,7 @@ use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 fn serial() -> Serial {
     Serial::new(io::sink(), IrqLine::detached())
@@ -69,6 +70,37 @@ fn interrupts_are_edges_for_received_data_and_empty_transmitter() {
     assert_eq!(read(&serial, regs::IIR) & 0xf, 4 | 2);
     write(&serial, regs::DATA, b'x');
     assert_eq!(sink.take(), edge);
+}
+
+/// A reader that doesn't read: each byte waits until it is let through.
+struct Stuck(std::sync::mpsc::Sender<()>, std::sync::mpsc::Receiver<()>);
+
+impl Write for Stuck {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.send(()).unwrap();
+        self.1.recv().unwrap();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn input_is_taken_while_output_is_stuck() {
+    let (stuck, is_stuck) = std::sync::mpsc::channel();
+    let (let_through, let_go) = std::sync::mpsc::channel();
+    let serial = Arc::new(Serial::new(Stuck(stuck, let_go), IrqLine::detached()));
+    let vcpu = std::thread::spawn({
+        let serial = Arc::clone(&serial);
+        move || serial.access(0, IoSize::B1, IoOp::Write(b'x'.into()))
+    });
+    is_stuck.recv().unwrap();
+    assert_eq!(serial.enqueue(b"typed"), 5);
+    assert_eq!(serial.save().received, b"typed");
+    let_through.send(()).unwrap();
+    assert_eq!(vcpu.join().unwrap(), IoOutcome::Done);
 }
 
 #[test]
