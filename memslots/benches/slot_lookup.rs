@@ -48,11 +48,7 @@ fn request(slot: u32) -> SlotRequest {
 }
 
 fn table(slots: u32) -> SlotTable {
-    let mut table = SlotTable::new(SlotLimits::X86_64);
-    for slot in 0..slots {
-        table.apply(request(slot)).unwrap();
-    }
-    table
+    SlotTable::with_slots(SlotLimits::X86_64, (0..slots).map(|slot| (request(slot), None))).unwrap()
 }
 
 /// xorshift64*: the same frames in every run.

@@ -1,16 +1,21 @@
 //! [`SlotStore`]: the slots of one address space by id, in shared chunks.
 //!
 //! A slot is one cache line and sits in place in its chunk, so finding it by id is two small hops that stay cached.
-//! Changing a slot copies its chunk and the directory of chunks, which is as long as the highest id needs.
+//! Changing a slot copies its chunk and the directory of chunks, which is as long as the highest id needs. (Finding one
+//! by frame does not come here: see [`crate::slot_leaf`].)
 
 use crate::slot::{MemSlot, SlotId};
 use alloc::sync::Arc;
 use core::array;
+use core::mem::size_of;
 
 /// Slots in a chunk.
 const CHUNK: usize = 32;
 
 type Chunk = [Option<MemSlot>; CHUNK];
+
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<Option<MemSlot>>() == 64, "a slot is no longer one cache line");
 
 #[derive(Clone)]
 pub(crate) struct SlotStore {

@@ -139,6 +139,10 @@ impl Memslots {
         }
     }
 
+    pub(crate) fn set_generation(&mut self, generation: Generation) {
+        self.generation = generation;
+    }
+
     /// Adds a slot. The caller has made sure that neither its id nor its frames are taken.
     pub(crate) fn insert(&mut self, slot: MemSlot) {
         self.frames.set(slot.range(), Some(&slot));

@@ -124,6 +124,35 @@ impl SlotTable {
         }
     }
 
+    /// A table on which these requests were applied, in order: the same slots and generations as [`SlotTable::apply`]
+    /// gives one by one, but built in place, which for thousands of slots is far faster. Slots created with a backing
+    /// share it.
+    ///
+    /// # Errors
+    /// The first refusal; see [`SlotError`].
+    pub fn with_slots(
+        limits: SlotLimits,
+        requests: impl IntoIterator<Item = (SlotRequest, Option<Arc<dyn Backing>>)>,
+    ) -> Result<Self, SlotError> {
+        let mut table = Self::new(limits);
+        for (request, backing) in requests {
+            let (space, planned) = table.plan(&request, backing)?;
+            if let Some(change) = planned {
+                let space = &mut table.spaces[space];
+                edit(&mut space.current, &change);
+                for _ in 0..replacements(&change) {
+                    let generation = space.current.generation().finish_update(limits.spaces());
+                    space.current.set_generation(generation);
+                }
+                space.account_ids(&change);
+            }
+        }
+        for space in &table.spaces {
+            space.published.store(Arc::new(space.current.clone()));
+        }
+        Ok(table)
+    }
+
     /// The host's limits.
     pub fn limits(&self) -> &SlotLimits {
         &self.limits
@@ -325,12 +354,8 @@ impl SlotTable {
     }
 
     fn apply_with(&mut self, request: SlotRequest, backing: Option<Arc<dyn Backing>>) -> Result<Applied, SlotError> {
-        let id = rules::space_of(&self.limits, &request)?;
-        let total_pages = self.spaces.iter().map(|space| space.current.total_pages()).sum();
-        let Some(space) = self.spaces.get_mut(usize::from(id.index())) else {
-            return Err(self.no_space(id));
-        };
-        let planned = rules::plan(&self.limits, &space.current, total_pages, &request, backing)?;
+        let (space, planned) = self.plan(&request, backing)?;
+        let space = &mut self.spaces[space];
         if let Some(change) = &planned {
             let mut update = Update {
                 space,
@@ -344,6 +369,32 @@ impl SlotTable {
             generation: space.current.generation(),
         })
     }
+
+    /// The index of the address space that a request is about, and what the request amounts to.
+    fn plan(
+        &self,
+        request: &SlotRequest,
+        backing: Option<Arc<dyn Backing>>,
+    ) -> Result<(usize, Option<SlotChange>), SlotError> {
+        let id = rules::space_of(&self.limits, request)?;
+        let index = usize::from(id.index());
+        let current = &self.spaces.get(index).ok_or_else(|| self.no_space(id))?.current;
+        let total_pages = self.spaces.iter().map(|space| space.current.total_pages()).sum();
+        Ok((
+            index,
+            rules::plan(&self.limits, current, total_pages, request, backing)?,
+        ))
+    }
+}
+
+impl Space {
+    fn account_ids(&mut self, change: &SlotChange) {
+        match change {
+            SlotChange::Create { new } => self.ids.take(new.id()),
+            SlotChange::Delete { old } => self.ids.release(old.id()),
+            SlotChange::Move { .. } | SlotChange::SetFlags { .. } => {}
+        }
+    }
 }
 
 /// A checked change on its way to the readers and observers.
@@ -356,7 +407,8 @@ struct Update<'a> {
 impl Update<'_> {
     fn run(&mut self, change: &SlotChange) -> Result<(), SlotError> {
         let before = self.space.current.clone();
-        let after = edited(&before, change);
+        let mut after = before.clone();
+        edit(&mut after, change);
         if let SlotChange::Delete { old } | SlotChange::Move { old, .. } = change {
             let mut invalid = before.clone();
             invalid.replace(old.clone().with_flags(old.flags() | SlotFlags::INVALID));
@@ -372,7 +424,7 @@ impl Update<'_> {
         match self.tell(change) {
             Ok(()) => {
                 self.finish(after);
-                self.account_ids(change);
+                self.space.account_ids(change);
                 Ok(())
             }
             Err(error) => {
@@ -429,19 +481,10 @@ impl Update<'_> {
         }
         result
     }
-
-    fn account_ids(&mut self, change: &SlotChange) {
-        match change {
-            SlotChange::Create { new } => self.space.ids.take(new.id()),
-            SlotChange::Delete { old } => self.space.ids.release(old.id()),
-            SlotChange::Move { .. } | SlotChange::SetFlags { .. } => {}
-        }
-    }
 }
 
-/// `slots` after `change`, still with the old generation.
-fn edited(slots: &Memslots, change: &SlotChange) -> Memslots {
-    let mut slots = slots.clone();
+/// Makes `change` in `slots`, whose generation stays.
+fn edit(slots: &mut Memslots, change: &SlotChange) {
     match change {
         SlotChange::Create { new } => slots.insert(new.clone()),
         SlotChange::Delete { old } => slots.remove(old.id()),
@@ -451,7 +494,14 @@ fn edited(slots: &Memslots, change: &SlotChange) -> Memslots {
         }
         SlotChange::SetFlags { new, .. } => slots.replace(new.clone()),
     }
-    slots
+}
+
+/// How many replacements a change takes, each of which moves the generation.
+fn replacements(change: &SlotChange) -> u8 {
+    match change {
+        SlotChange::Create { .. } | SlotChange::SetFlags { .. } => 1,
+        SlotChange::Delete { .. } | SlotChange::Move { .. } => 2,
+    }
 }
 
 impl fmt::Debug for SlotTable {

@@ -280,3 +280,44 @@ fn inverse_of_a_change_undoes_its_request() {
         assert!(table.apply(request).is_ok());
     }
 }
+
+#[test]
+fn table_built_at_once_equals_one_built_step_by_step() {
+    let requests = [
+        create(),
+        SlotRequest {
+            slot: 7,
+            guest_phys_addr: Gpa::new(0x70_0000),
+            ..create()
+        },
+        SlotRequest {
+            slot: 0x1_0002,
+            ..create()
+        },
+        SlotRequest { flags: 1, ..create() },
+        SlotRequest {
+            slot: 7,
+            guest_phys_addr: Gpa::new(0),
+            ..create()
+        },
+        SlotRequest::delete(3),
+    ];
+    let mut steps = SlotTable::new(SlotLimits::X86_64);
+    for request in requests {
+        assert!(steps.apply(request).is_ok());
+    }
+    let at_once = SlotTable::with_slots(SlotLimits::X86_64, requests.map(|request| (request, None)))
+        .expect("what one table accepts, the other does");
+    for space in AddressSpaceId::ALL {
+        let (expected, found) = (steps.slots(space), at_once.slots(space));
+        assert!(expected.iter().eq(found.iter()));
+        assert_eq!(expected.generation(), found.generation());
+        assert_eq!(
+            at_once.reader(space).map(|mut reader| reader.snapshot().len()),
+            Some(expected.len())
+        );
+        assert_eq!(steps.free_id(space).ok(), at_once.free_id(space).ok());
+    }
+    let refused = SlotTable::with_slots(SlotLimits::X86_64, [(SlotRequest::delete(1), None)]);
+    assert!(matches!(refused, Err(SlotError::NothingToDelete { slot: 1 })));
+}
