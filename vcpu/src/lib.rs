@@ -18,3 +18,8 @@ pub mod run_loop;
 pub mod scripted;
 pub mod split;
 pub mod stats;
+
+// The README's examples are compiled and run like any other test.
+#[cfg(all(doctest, target_arch = "x86_64"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
