@@ -9,7 +9,7 @@
 //! nodes on the changed paths. Nodes that nobody else holds are changed in place, so building a map from nothing copies
 //! nothing. That is what makes the immutable snapshots of slots and buses cheap to replace.
 //!
-//! Node sizes: a leaf covers 2048 frames (8 MiB), an inner node has 512 children ([`node`]).
+//! Node sizes: a leaf covers 2048 frames (8 MiB), an inner node has 512 children.
 
 pub(crate) mod node;
 pub(crate) mod tree;

@@ -11,7 +11,7 @@
 //!
 //! DELETE and MOVE, two replacements:
 //! 1. The rules are checked.
-//! 2. Readers get the old slots, the affected one marked [invalid](MemSlot::is_invalid), with `g|IP` and then `g+n`.
+//! 2. Readers get the old slots, the affected one marked [invalid](crate::MemSlot::is_invalid), with `g|IP` and then `g+n`.
 //! 3. Each observer's [`before_remove`](SlotObserver::before_remove): shadows of the old range go.
 //! 4. Readers get the same slots with `g+n|IP`.
 //! 5. Each observer's `after_commit`; here the KVM mirror makes its ioctl.
@@ -31,22 +31,26 @@
 //!
 //! Memory of a removed slot stays mapped until the last snapshot that contains it is gone; see [`crate::Backing`].
 
+mod dirty_log;
+mod update;
+
 use crate::addr::{Gpa, Hva};
 use crate::backing::Backing;
-use crate::error::{DirtyLogError, SlotError};
+use crate::error::SlotError;
 use crate::id_pool::IdPool;
-use crate::limits::{DirtyLogMode, SlotLimits};
-use crate::observer::{ObserverError, SlotObserver};
+use crate::limits::SlotLimits;
+use crate::observer::SlotObserver;
 use crate::publish::Published;
 use crate::reader::SlotReader;
 use crate::request::{Applied, SlotChange, SlotRequest};
 use crate::rules;
-use crate::slot::{AddressSpaceId, MemSlot, SlotFlags, SlotId};
+use crate::slot::{AddressSpaceId, SlotFlags, SlotId};
 use crate::snapshot::Memslots;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use update::{Update, edit, replacements};
 
 /// The slots of a virtual machine, and who is told about their changes. See the [module](self) for the order of events.
 pub struct SlotTable {
@@ -275,64 +279,6 @@ impl SlotTable {
         })
     }
 
-    /// The written pages of a slot, as `KVM_GET_DIRTY_LOG` returns them; cleared unless the mode is manual.
-    ///
-    /// # Errors
-    /// As the ioctl: [`DirtyLogError::Ring`], [`DirtyLogError::BadSlot`], [`DirtyLogError::NoLog`].
-    pub fn get_dirty_log(&self, slot: u32) -> Result<Vec<u64>, DirtyLogError> {
-        let dirty = self.logging_slot(slot)?.dirty().ok_or(DirtyLogError::NoLog { slot })?;
-        Ok(match self.limits.dirty_log {
-            DirtyLogMode::ManualClear { .. } => dirty.snapshot(),
-            DirtyLogMode::GetAndClear | DirtyLogMode::Ring => dirty.get_and_clear(),
-        })
-    }
-
-    /// Clears pages of a slot's log, as `KVM_CLEAR_DIRTY_LOG` does; see [`crate::DirtyBitmap::clear`]. Returns how many
-    /// pages were dirty and are now clean.
-    ///
-    /// # Errors
-    /// As the ioctl: [`DirtyLogError::Ring`], [`DirtyLogError::BadSlot`], [`DirtyLogError::NoLog`],
-    /// [`DirtyLogError::Range`].
-    pub fn clear_dirty_log(
-        &self,
-        slot: u32,
-        first_page: u64,
-        num_pages: u64,
-        bits: &[u64],
-    ) -> Result<u64, DirtyLogError> {
-        let found = self.logging_slot(slot);
-        // The kernel looks at the alignment of the first page before it looks for the slot.
-        if !matches!(found, Err(DirtyLogError::Ring | DirtyLogError::BadSlot { .. })) && !first_page.is_multiple_of(64)
-        {
-            let pages = found.map_or(0, |slot| slot.range().pages());
-            return Err(crate::dirty::BadClearRange {
-                first_page,
-                num_pages,
-                pages,
-            }
-            .into());
-        }
-        let dirty = found?.dirty().ok_or(DirtyLogError::NoLog { slot })?;
-        Ok(dirty.clear(first_page, num_pages, bits)?)
-    }
-
-    fn logging_slot(&self, slot: u32) -> Result<&MemSlot, DirtyLogError> {
-        let (limits, request) = (&self.limits, SlotRequest::delete(slot));
-        if limits.dirty_log == DirtyLogMode::Ring {
-            return Err(DirtyLogError::Ring);
-        }
-        let bad = DirtyLogError::BadSlot {
-            slot,
-            max_slots: limits.slots(),
-            spaces: limits.spaces(),
-        };
-        let space = self.spaces.get(usize::from(request.space_index())).ok_or(bad)?;
-        if request.id().get() >= limits.slots() {
-            return Err(bad);
-        }
-        space.current.by_id(request.id()).ok_or(DirtyLogError::NoLog { slot })
-    }
-
     fn describe(&self, space: AddressSpaceId, id: SlotId) -> Result<SlotRequest, SlotError> {
         let state = self
             .spaces
@@ -394,113 +340,6 @@ impl Space {
             SlotChange::Delete { old } => self.ids.release(old.id()),
             SlotChange::Move { .. } | SlotChange::SetFlags { .. } => {}
         }
-    }
-}
-
-/// A checked change on its way to the readers and observers.
-struct Update<'a> {
-    space: &'a mut Space,
-    observers: &'a mut [Box<dyn SlotObserver>],
-    spaces: u8,
-}
-
-impl Update<'_> {
-    fn run(&mut self, change: &SlotChange) -> Result<(), SlotError> {
-        let before = self.space.current.clone();
-        let mut after = before.clone();
-        edit(&mut after, change);
-        if let SlotChange::Delete { old } | SlotChange::Move { old, .. } = change {
-            let mut invalid = before.clone();
-            invalid.replace(old.clone().with_flags(old.flags() | SlotFlags::INVALID));
-            self.begin(&invalid);
-            self.finish(invalid.clone());
-            for observer in self.observers.iter_mut() {
-                observer.before_remove(old);
-            }
-            self.begin(&invalid);
-        } else {
-            self.begin(&after);
-        }
-        match self.tell(change) {
-            Ok(()) => {
-                self.finish(after);
-                self.space.account_ids(change);
-                Ok(())
-            }
-            Err(error) => {
-                self.finish(before);
-                Err(error)
-            }
-        }
-    }
-
-    /// Shows `slots` under the old number with the in-progress mark.
-    fn begin(&self, slots: &Memslots) {
-        let generation = self.space.current.generation().begin_update();
-        self.space.published.store(Arc::new(slots.with_generation(generation)));
-    }
-
-    /// Shows `slots` under the next number and makes them the present state.
-    fn finish(&mut self, slots: Memslots) {
-        let generation = self.space.current.generation().finish_update(self.spaces);
-        for observer in self.observers.iter_mut() {
-            observer.generation_changes(slots.space(), generation);
-        }
-        self.space.current = slots.with_generation(generation);
-        self.space.published.store(Arc::new(self.space.current.clone()));
-    }
-
-    /// Asks every observer; if one refuses, those before it roll back.
-    fn tell(&mut self, change: &SlotChange) -> Result<(), SlotError> {
-        let (space, id) = (change.space(), change.id());
-        for asked in 0..self.observers.len() {
-            let Err(refusal) = self.observers[asked].after_commit(change) else {
-                continue;
-            };
-            return Err(match self.roll_back(asked, change) {
-                Ok(()) => SlotError::Refused {
-                    space,
-                    id,
-                    source: Box::new(refusal),
-                },
-                Err(failure) => SlotError::RollbackFailed {
-                    space,
-                    id,
-                    source: Box::new(failure),
-                },
-            });
-        }
-        Ok(())
-    }
-
-    /// Lets the first `count` observers undo the change, last first; returns the first failure.
-    fn roll_back(&mut self, count: usize, change: &SlotChange) -> Result<(), ObserverError> {
-        let mut result = Ok(());
-        for observer in self.observers[..count].iter_mut().rev() {
-            result = result.and(observer.roll_back(change));
-        }
-        result
-    }
-}
-
-/// Makes `change` in `slots`, whose generation stays.
-fn edit(slots: &mut Memslots, change: &SlotChange) {
-    match change {
-        SlotChange::Create { new } => slots.insert(new.clone()),
-        SlotChange::Delete { old } => slots.remove(old.id()),
-        SlotChange::Move { old, new } => {
-            slots.remove(old.id());
-            slots.insert(new.clone());
-        }
-        SlotChange::SetFlags { new, .. } => slots.replace(new.clone()),
-    }
-}
-
-/// How many replacements a change takes, each of which moves the generation.
-fn replacements(change: &SlotChange) -> u8 {
-    match change {
-        SlotChange::Create { .. } | SlotChange::SetFlags { .. } => 1,
-        SlotChange::Delete { .. } | SlotChange::Move { .. } => 2,
     }
 }
 

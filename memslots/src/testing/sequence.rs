@@ -91,7 +91,7 @@ fn request(bytes: &[u8]) -> SlotRequest {
         fd: 0,
         offset: number(6, 4),
     };
-    SlotRequest {
+    let mut request = SlotRequest {
         slot: u32::try_from(id).unwrap_or(0) | space << 16,
         flags,
         guest_phys_addr: Gpa::new(if byte(2) < 0x60 {
@@ -112,7 +112,12 @@ fn request(bytes: &[u8]) -> SlotRequest {
             number(4, 3)
         }),
         guest_memfd: bytes[5].is_multiple_of(4).then_some(memfd),
+    };
+    if request.memory_size > 1 << 30 {
+        // Its bitmap would take most of the time and of the memory.
+        request.flags &= !1;
     }
+    request
 }
 
 fn check_space(slots: &Memslots, naive: &NaiveSlots) {
