@@ -73,7 +73,13 @@ impl<R: Read + AsRawFd> SerialInput<R> {
                 Ok(len) => {
                     self.serial.enqueue(&buffer[..len]);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // A filter took everything. Nobody says when an unwatched source has more, so come again soon.
+                    if self.watch == Watch::AlwaysReady {
+                        self.room.signal();
+                    }
+                    return;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     tracing::warn!(%error, "cannot read the serial port's input any more");

@@ -3,8 +3,8 @@ use crate::irq::{Gsi, IrqPins};
 use crate::testing::{Conformance, RecordingSink, SharedOutput};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
-use std::os::fd::OwnedFd;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 fn serial() -> Serial {
@@ -172,7 +172,7 @@ fn state_with_too_many_bytes_is_refused() {
 }
 
 /// Runs an event loop with `source` as input and a guest that reads, until `expected` arrived.
-fn feed(source: File, expected: &[u8]) -> SerialInput<File> {
+fn feed<R: Read + AsRawFd + 'static>(source: R, expected: &[u8]) -> SerialInput<R> {
     let room = EventHandle::new().unwrap();
     let serial = Arc::new(serial().with_room_event(room.clone()));
     let input = Arc::new(Mutex::new(SerialInput::new(serial.clone(), room, source)));
@@ -214,6 +214,32 @@ fn regular_file_which_epoll_refuses_arrives_whole() {
     file.write_all(&sent).unwrap();
     file.seek(SeekFrom::Start(0)).unwrap();
     assert!(feed(file, &sent).has_ended());
+}
+
+#[test]
+fn filter_that_takes_everything_does_not_stall_a_regular_file() {
+    /// Swallows every second read, as a filter for an escape key may.
+    struct Filter(File, bool);
+    impl Read for Filter {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let len = self.0.read(&mut buffer[..1])?;
+            self.1 = !self.1;
+            if self.1 && len > 0 {
+                Err(io::ErrorKind::WouldBlock.into())
+            } else {
+                Ok(len)
+            }
+        }
+    }
+    impl AsRawFd for Filter {
+        fn as_raw_fd(&self) -> RawFd {
+            self.0.as_raw_fd()
+        }
+    }
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"-a-b-c").unwrap();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    assert!(feed(Filter(file, false), b"abc").has_ended());
 }
 
 #[test]
