@@ -117,7 +117,7 @@ fn apply(image: &mut Vec<u8>, change: &Change) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn changed_image_loads_or_is_refused(which: prop::sample::Index, changes in prop::collection::vec(change(), 1..6)) {

@@ -17,7 +17,7 @@ use vm_memory::GuestMemory;
 /// The most a kernel decompresses to; a larger announcement is refused before any work.
 const MAX_KERNEL_BYTES: u64 = 1 << 30;
 /// Size of the pieces that go to guest memory.
-const PIECE: usize = 64 << 10;
+const PIECE: usize = 32 << 10;
 
 /// Decompresses the payload into guest memory.
 pub(in crate::boot) fn load<M: GuestMemory + ?Sized, F: ImageFile>(

@@ -61,6 +61,8 @@ impl<R: Read> Reader<R> {
             )));
         }
         self.compressed.clear();
+        // At once: a buffer that grows leaves its former selves behind in the heap.
+        self.compressed.reserve_exact(bytes);
         let limit = u64::try_from(bytes).unwrap_or(u64::MAX);
         if self.input.by_ref().take(limit).read_to_end(&mut self.compressed)? != bytes {
             return Err(io::ErrorKind::UnexpectedEof.into());

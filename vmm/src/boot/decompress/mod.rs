@@ -17,7 +17,7 @@ pub(super) const MAX_WINDOW: u32 = 128 << 20;
 const MAX_LZMA_KIB: u32 = (MAX_WINDOW >> 10) + 1024;
 
 /// Size of the buffer between the file and a decoder in bytes.
-const INPUT_BUFFER: usize = 64 << 10;
+const INPUT_BUFFER: usize = 32 << 10;
 
 /// How a payload is compressed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
