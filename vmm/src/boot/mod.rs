@@ -4,7 +4,7 @@
 //! the registers of the boot CPU with an account of what lies where. Nothing here knows a hypervisor: guest memory is
 //! any `vm_memory` guest memory, the image anything that can be read and sought.
 //!
-//! Read in this order: [`image`] (a file and where it comes from), `probe` (what kind of kernel it is), `elf` and
+//! Read in this order: `image` (a file and where it comes from), `probe` (what kind of kernel it is), `elf` and
 //! `bzimage` (the two file formats; the payload of a bzImage is an ELF), `decompress` (the six compressions of
 //! Linux), `place` (who lies where, and that nobody lies on anybody), then one file for each protocol: `linux`, `pvh`,
 //! `multiboot`; `entry` and `page_tables` are the CPU's side of them, `reset_vector` is the way out. `error` has all that can be wrong.

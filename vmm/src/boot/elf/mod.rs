@@ -1,5 +1,5 @@
-//! ELF kernels: [`header`] reads what the file says, [`note`] finds the PVH entry, [`file`] loads one from a file and
-//! [`stream`] loads one that is being decompressed.
+//! ELF kernels: `header` reads what the file says, `note` finds the PVH entry, `file` loads one from a file and
+//! `stream` loads one that is being decompressed.
 
 pub(super) mod file;
 pub(super) mod header;
