@@ -11,9 +11,11 @@ pub struct Suite {
     pub axis: usize,
     /// What the horizontal axis counts.
     pub axis_label: &'static str,
+    /// Position of the implementation (or variant) within the name.
+    pub series: usize,
     /// Our implementation's series.
     pub ours: &'static str,
-    /// The series that the ratio is taken against.
+    /// The series that the ratio is taken against; empty if there is none.
     pub baseline: &'static str,
     /// Header of the ratio column.
     pub ratio_label: &'static str,
@@ -25,6 +27,7 @@ pub const SUITES: &[Suite] = &[
         name: "bus",
         axis: 1,
         axis_label: "devices",
+        series: 5,
         ours: "umbra",
         baseline: "flat_table",
         ratio_label: "umbra / flat table",
@@ -33,17 +36,37 @@ pub const SUITES: &[Suite] = &[
         name: "slot_lookup",
         axis: 2,
         axis_label: "slots",
+        series: 3,
         ours: "umbra",
-        baseline: "flat_table",
-        ratio_label: "umbra / flat table",
+        baseline: "flat",
+        ratio_label: "umbra / flat",
+    },
+    Suite {
+        name: "slot_update",
+        axis: 1,
+        axis_label: "slots",
+        series: 2,
+        ours: "umbra",
+        baseline: "",
+        ratio_label: "",
     },
     Suite {
         name: "mmio_path",
         axis: 1,
         axis_label: "slots",
+        series: 2,
         ours: "cache_hit",
         baseline: "caching_off",
         ratio_label: "cache hit / caching off",
+    },
+    Suite {
+        name: "exit_path",
+        axis: 2,
+        axis_label: "slots",
+        series: 1,
+        ours: "mmio_many_pages",
+        baseline: "mmio_many_pages_caching_off",
+        ratio_label: "many pages: caching on / off",
     },
 ];
 
@@ -80,13 +103,15 @@ impl Suite {
         let mut panels: BTreeMap<Vec<String>, Panel> = BTreeMap::new();
         for measurement in measurements {
             let path = &measurement.path;
-            let last = path.len().saturating_sub(1);
-            if path.first().is_none_or(|name| name != self.name) || last <= self.axis {
+            if path.first().is_none_or(|name| name != self.name) {
                 continue;
             }
-            let Ok(x) = path[self.axis].parse() else { continue };
-            let title: Vec<String> = (1..last)
-                .filter(|&part| part != self.axis)
+            let (Some(x), Some(series)) = (path.get(self.axis), path.get(self.series)) else {
+                continue;
+            };
+            let Ok(x) = x.parse() else { continue };
+            let title: Vec<String> = (1..path.len())
+                .filter(|&part| part != self.axis && part != self.series)
                 .map(|part| path[part].clone())
                 .collect();
             panels
@@ -96,7 +121,7 @@ impl Suite {
                     series: BTreeMap::new(),
                 })
                 .series
-                .entry(path[last].clone())
+                .entry(series.clone())
                 .or_default()
                 .insert(x, measurement.median_ns);
         }
@@ -123,6 +148,7 @@ mod tests {
             measured("bus/4/random/independent/1t/flat_table", 1.0),
             measured("bus/4/repeated/independent/1t/umbra", 1.5),
             measured("slot_lookup/random/8/umbra", 9.0),
+            measured("bus/cut short", 9.0),
         ];
         let panels = SUITES[0].panels(&all);
         assert_eq!(panels.len(), 2);
