@@ -21,6 +21,11 @@ enum Outcome {
 
 /// What the binary's `main` does.
 pub fn main() -> ExitCode {
+    // A panic has printed its message and given the terminal back by then.
+    std::panic::catch_unwind(run).unwrap_or(ExitStatus::Internal).into()
+}
+
+fn run() -> ExitStatus {
     let cli = match Cli::parse_from_args(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
@@ -32,7 +37,7 @@ pub fn main() -> ExitCode {
         )),
         None => builtin::run(cli.builtin),
     };
-    let status = match outcome {
+    match outcome {
         Ok(Outcome::Status(status)) => status,
         Ok(Outcome::Signal(signal)) => {
             signals::die_by(signal);
@@ -42,8 +47,7 @@ pub fn main() -> ExitCode {
             terminal::say(format_args!("vmm: {}\n", explain(&failure)));
             failure.status()
         }
-    };
-    status.into()
+    }
 }
 
 /// An error and its causes in one line. A cause that its effect has already named is not repeated.

@@ -1,7 +1,9 @@
 //! The log: nothing unless `--log` asks, and then to standard error.
 
 use std::io::{self, IsTerminal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// What is wrong with a log filter.
 #[derive(Debug, thiserror::Error)]
@@ -11,7 +13,8 @@ pub struct LogError {
     reason: String,
 }
 
-/// Starts logging what `filter` lets through.
+/// Starts logging what `filter` lets through: levels by target. (Filters with spans and fields would bring a regular
+/// expression engine into the binary.)
 ///
 /// # Errors
 /// The filter can't be understood.
@@ -20,11 +23,13 @@ pub fn start(filter: &str) -> Result<(), LogError> {
         filter: filter.to_owned(),
         reason: reason.to_string(),
     };
-    let parsed = EnvFilter::builder().parse(filter).map_err(|reason| error(&reason))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(parsed)
+    let targets: Targets = filter.parse().map_err(|reason| error(&reason))?;
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
+        .with_ansi(io::stderr().is_terminal());
+    tracing_subscriber::registry()
+        .with(targets)
+        .with(lines)
         .try_init()
         .map_err(|reason| error(&reason))
 }

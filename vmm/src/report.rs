@@ -38,6 +38,15 @@ struct Json<'a> {
 }
 
 impl RunReport {
+    /// This run and the one that followed it after a reset, as one.
+    #[must_use]
+    pub fn after_reset(mut self, next: &Self) -> Self {
+        self.wall += next.wall;
+        self.resets += 1 + next.resets;
+        self.stats.add(&next.stats);
+        self
+    }
+
     /// One JSON object on one line.
     pub fn to_json(&self) -> String {
         let VcpuStats {

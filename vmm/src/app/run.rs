@@ -28,13 +28,16 @@ pub(super) fn run(args: RunArgs) -> Result<Outcome, Failure> {
     config.initrd.as_deref().map(boot::open_initrd).transpose()?;
     let host = KvmHost::open_at(&config.machine.kvm_device)?;
     let signals = signals()?;
-    let mut resets = 0;
+    let mut total: Option<RunReport> = None;
     loop {
-        let (ending, mut report) = one_life(&config, &host, &signals)?;
-        report.resets = resets;
+        let (ending, report) = one_life(&config, &host, &signals)?;
+        let report = match total.take() {
+            Some(total) => total.after_reset(&report),
+            None => report,
+        };
         if matches!(ending, Ending::Reset) && config.reboot {
-            resets += 1;
-            tracing::info!(resets, "the guest resets the machine");
+            tracing::info!(before = report.resets, "the guest resets the machine");
+            total = Some(report);
             continue;
         }
         show_stats(&config.machine, &report)?;

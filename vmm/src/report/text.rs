@@ -172,6 +172,13 @@ mod tests {
     }
 
     #[test]
+    fn runs_before_and_after_a_reset_add_up() {
+        let both = example().after_reset(&example());
+        assert_eq!((both.resets, both.wall), (3, Duration::from_secs(3)));
+        assert_eq!(both.stats.total_exits(), 2 * 1_234_567);
+    }
+
+    #[test]
     fn json_is_one_line_with_the_same_numbers() {
         let json = example().to_json();
         assert_eq!(json.lines().count(), 1);

@@ -1,0 +1,209 @@
+//! The terminal: taken, used and given back, whatever happens. Each test has a pseudo-terminal of its own, whose
+//! foreground job is the vmm.
+#![expect(clippy::unwrap_used, reason = "helpers of tests outside of test functions")]
+
+mod support;
+
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+use support::{file, guests, kvm_usable};
+
+const QUIT: i32 = 16;
+
+/// A vmm that has a terminal for itself.
+struct Session {
+    child: Child,
+    ours: File,
+    theirs: File,
+    output: Receiver<Vec<u8>>,
+    seen: String,
+    _directory: tempfile::TempDir,
+}
+
+impl Session {
+    /// Runs this image; `None` (said on the output) where that can't be done.
+    fn run(image: &[u8]) -> Option<Self> {
+        if !kvm_usable() {
+            return None;
+        }
+        let ours: OwnedFd = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&ours).unwrap();
+        unlockpt(&ours).unwrap();
+        let name = ptsname(&ours, Vec::new()).unwrap();
+        let theirs = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(name.to_str().unwrap())
+            .unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let image = file(&directory, "guest", image);
+        // setsid makes the terminal the session's own, which takes a system call that std has no name for.
+        let mut command = Command::new("setsid");
+        command.args([
+            "--ctty",
+            "--wait",
+            env!("CARGO_BIN_EXE_vmm"),
+            "run",
+            image.to_str().unwrap(),
+            "-m",
+            "16M",
+        ]);
+        let stream = || Stdio::from(theirs.try_clone().unwrap());
+        let Ok(child) = command.stdin(stream()).stdout(stream()).stderr(stream()).spawn() else {
+            println!("skipped: no setsid (util-linux)");
+            return None;
+        };
+        let ours = File::from(ours);
+        let (sender, output) = channel();
+        let mut reader = ours.try_clone().unwrap();
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(read @ 1..) = reader.read(&mut bytes) {
+                if sender.send(bytes[..read].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        Some(Self {
+            child,
+            ours,
+            theirs,
+            output,
+            seen: String::new(),
+            _directory: directory,
+        })
+    }
+
+    fn type_in(&mut self, keys: &str) {
+        self.ours.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Waits until the terminal has shown this.
+    fn expect(&mut self, text: &str) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.seen.contains(text) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let bytes = self.output.recv_timeout(left);
+            let bytes = bytes.unwrap_or_else(|_| unreachable!("waited for {text:?}, saw {:?}", self.seen));
+            self.seen.push_str(&String::from_utf8_lossy(&bytes));
+        }
+    }
+
+    /// Whether typed lines are edited and echoed: the terminal is as a shell wants it.
+    fn is_cooked(&self) -> bool {
+        let modes = tcgetattr(&self.theirs).unwrap().local_modes;
+        modes.contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
+    }
+
+    /// To the terminal's foreground job, which only the other end of the terminal may ask for.
+    fn signal(&self, signal: nix::sys::signal::Signal) {
+        let group = rustix::termios::tcgetpgrp(&self.ours).unwrap();
+        let group = nix::unistd::Pid::from_raw(group.as_raw_nonzero().get());
+        nix::sys::signal::killpg(group, signal).unwrap();
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match self.child.try_wait().unwrap() {
+                Some(status) => return status,
+                None if Instant::now() > deadline => {
+                    self.child.kill().unwrap();
+                    unreachable!("the vmm hung; the terminal shows {:?}", self.seen);
+                }
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+}
+
+#[test]
+fn terminal_is_raw_while_the_guest_runs_and_given_back_when_it_ends() {
+    let Some(mut session) = Session::run(&guests::echo()) else {
+        return;
+    };
+    session.expect("ready");
+    assert!(!session.is_cooked());
+    // Ctrl-C is an ordinary byte for the guest; no newline is needed; `q` ends it.
+    session.type_in("ab\x03c");
+    session.expect("AB\x03C");
+    session.type_in("q");
+    assert_eq!(session.end().code(), Some(1), "{:?}", session.seen);
+    assert!(session.is_cooked());
+}
+
+#[test]
+fn quit_key_ends_a_guest_that_listens_to_nothing() {
+    let Some(mut session) = Session::run(&guests::spin()) else {
+        return;
+    };
+    session.expect("spinning");
+    // More than the UART's FIFO takes from a guest that never reads it.
+    session.type_in(&"x".repeat(500));
+    session.type_in("\x01h");
+    session.expect("Ctrl-a x");
+    session.type_in("\x01x");
+    assert_eq!(session.end().code(), Some(QUIT), "{:?}", session.seen);
+    assert!(session.is_cooked());
+}
+
+#[test]
+fn keys_pause_resume_and_show_statistics() {
+    let Some(mut session) = Session::run(&guests::echo()) else {
+        return;
+    };
+    session.expect("ready");
+    session.type_in("\x01p");
+    session.expect("[paused");
+    session.type_in("xyz\x01s");
+    session.expect("exits in");
+    assert!(
+        !session.seen.contains("XYZ"),
+        "a paused guest answers nothing: {:?}",
+        session.seen
+    );
+    session.type_in("\x01p");
+    // Our own "[running]" may stand between the letters.
+    session.expect("Z");
+    session.type_in("\x01a");
+    session.expect("\x01");
+    session.type_in("q");
+    assert_eq!(session.end().code(), Some(1), "{:?}", session.seen);
+}
+
+#[test]
+fn signals_give_the_terminal_back() {
+    for signal in [nix::sys::signal::Signal::SIGTERM, nix::sys::signal::Signal::SIGINT] {
+        let Some(mut session) = Session::run(&guests::spin()) else {
+            return;
+        };
+        session.expect("spinning");
+        assert!(!session.is_cooked());
+        session.signal(signal);
+        let status = session.end();
+        // setsid says 128 + n for a child that died by signal n, where it isn't the vmm itself.
+        let number = signal as i32;
+        assert!(
+            status.signal() == Some(number) || status.code() == Some(128 + number),
+            "{status:?}"
+        );
+        assert!(session.is_cooked());
+    }
+}
+
+#[test]
+fn triple_fault_gives_the_terminal_back() {
+    let Some(mut session) = Session::run(&guests::triple_fault()) else {
+        return;
+    };
+    session.expect("triple fault");
+    assert_eq!(session.end().code(), Some(6), "{:?}", session.seen);
+    assert!(session.is_cooked());
+}
