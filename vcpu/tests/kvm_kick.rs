@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use support::{Guest, MMIO, run};
+use support::{Guest, MMIO, in_full, run};
 use umbra_devices::{IoOp, IoSize};
 use umbra_vcpu::backend::VcpuBackend;
 use umbra_vcpu::exit::{VmEntry, VmExit};
@@ -97,7 +97,7 @@ fn every_kick_of_a_storm_is_answered() {
             .iter()
             .map(|kick| {
                 scope.spawn(|| {
-                    for _ in 0..1000 {
+                    for _ in 0..in_full(1000) {
                         let before = answered.load(Ordering::SeqCst);
                         kick.kick();
                         spin_until(|| answered.load(Ordering::SeqCst) > before);
@@ -138,7 +138,7 @@ fn storm_neither_drops_nor_repeats_an_exit() {
             }
         });
         let mut interruptions = 0;
-        for turn in 1..2000u64 {
+        for turn in 1..u64::from(in_full(2000)) {
             // 8 bytes across a page border in pieces, then the port.
             let mut bytes = Vec::new();
             loop {

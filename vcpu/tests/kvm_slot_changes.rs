@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
-use support::{CODE, Guest, MMIO, RAM, Random, TestRam};
+use support::{CODE, Guest, MMIO, RAM, Random, TestRam, in_full};
 use umbra_devices::bus::Bus;
 use umbra_devices::{Device, Effect, IoOp, IoOutcome, IoSize, Port};
 use umbra_memslots::{AddressSpaceId, Gpa, GuestMemory, NewSlot, SlotFlags, SlotId, SlotTable};
@@ -335,6 +335,7 @@ fn ten_thousand_slot_changes_lose_no_write_and_harm_no_content() {
     let threads = VcpuThreads::start(vcpus, Arc::new(NoPlatform)).unwrap();
     let table = Mutex::new(guest.table);
     let stop = AtomicBool::new(false);
+    let operations = in_full(OPERATIONS);
     let mut random = Random::new("slot changes under load");
     let mut done = [0u32; 4];
     let mut refused = 0u32;
@@ -346,7 +347,7 @@ fn ten_thousand_slot_changes_lose_no_write_and_harm_no_content() {
             })
             .collect();
         let mut live = Vec::new();
-        for number in 0..OPERATIONS {
+        for number in 0..operations {
             match change(&mut random, &mut table.lock().unwrap(), &mut live, &world) {
                 Some(kind) => done[kind] += 1,
                 None => refused += 1,
@@ -383,6 +384,6 @@ fn ten_thousand_slot_changes_lose_no_write_and_harm_no_content() {
     for stats in &stats {
         println!("{:?}", stats.mmio);
     }
-    assert!(added > 1000 && moved > 200 && reflagged > 200 && removed > 1000);
+    assert!(done.iter().all(|count| count * 20 > operations), "too few of some kind");
     assert!(rounds.iter().all(|rounds| *rounds > 0) && host_writes > 0);
 }

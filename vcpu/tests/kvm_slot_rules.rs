@@ -10,7 +10,7 @@ use kvm_ioctls::VmFd;
 use std::collections::BTreeMap;
 use support::{Random, TestRam, host};
 use umbra_memslots::{Backing, Gpa, GuestMemfd, Hva, SlotFlags, SlotLimits, SlotRequest, SlotTable};
-use umbra_vcpu::kvm::{KvmVm, VmOptions};
+use umbra_vcpu::kvm::{Capability, KvmVm, VmOptions};
 
 const PAGE: u64 = 4096;
 /// Virtual machines, and requests to each.
@@ -53,6 +53,8 @@ fn ask_kernel(vm: &VmFd, request: &SlotRequest) -> i32 {
 struct Requests {
     random: Random,
     limits: SlotLimits,
+    /// Whether the kernel has the new ioctl (since 6.8).
+    new_ioctl: bool,
     /// Host memory to name.
     memory: u64,
     /// Slots that were accepted, to make changes of.
@@ -92,7 +94,7 @@ impl Requests {
             guest_phys_addr: self.gpa(),
             memory_size: pages * PAGE,
             userspace_addr: Hva::new(self.memory + self.random.below(16) * PAGE),
-            guest_memfd: self.random.chance(3).then_some(GuestMemfd { fd: 0, offset: 0 }),
+            guest_memfd: (self.new_ioctl && self.random.chance(3)).then_some(GuestMemfd { fd: 0, offset: 0 }),
         }
     }
 
@@ -191,6 +193,7 @@ fn random_requests_get_the_kernels_errno() {
         let mut requests = Requests {
             random: random.take().unwrap(),
             limits,
+            new_ioctl: host.cap(Capability::UserMemory2) != 0,
             memory: ram.start().get(),
             made: BTreeMap::new(),
         };

@@ -38,6 +38,7 @@ macro_rules! capabilities {
 capabilities! {
     ImmediateExit = KVM_CAP_IMMEDIATE_EXIT, "immediate exit", "stopping a vCPU without losing a request";
     UserMemory = KVM_CAP_USER_MEMORY, "user memory", "guest RAM in our address space";
+    UserMemory2 = KVM_CAP_USER_MEMORY2, "user memory 2", "slots with private memory";
     Memslots = KVM_CAP_NR_MEMSLOTS, "memory slots", "pieces of guest RAM";
     AddressSpaces = KVM_CAP_MULTI_ADDRESS_SPACE, "address spaces", "separate slots for system management mode";
     MaxVcpus = KVM_CAP_MAX_VCPUS, "vCPUs at most", "processors per guest";

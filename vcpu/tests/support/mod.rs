@@ -28,6 +28,15 @@ pub fn host() -> Option<KvmHost> {
     KvmHost::open().map_err(|error| eprintln!("skipped: {error}")).ok()
 }
 
+/// `count` of something, or a tenth of it in the lab, whose emulated machine is some fifty times slower.
+pub fn in_full(count: u32) -> u32 {
+    if std::env::var_os("UMBRA_LAB").is_some() {
+        count / 10
+    } else {
+        count
+    }
+}
+
 /// Anonymous memory that a guest may be given.
 #[derive(Debug)]
 pub struct TestRam(MmapRegion);
