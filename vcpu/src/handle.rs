@@ -5,6 +5,7 @@
 //! SPTE says that there is still no memory, the bus cursor says which device answers.
 
 use crate::exit::{FatalExit, InsnBytes, SystemEvent, VmEntry, VmExit};
+use crate::fallback::FallbackCounts;
 use crate::stats::{BusStats, ExitKind, ExitTally, VcpuStats};
 use std::sync::Arc;
 use std::time::Instant;
@@ -69,6 +70,7 @@ pub struct ExitHandler<O = NoObserver> {
     ports: BusCursor<Port>,
     tally: ExitTally,
     went_to_memory: u64,
+    in_software: Option<FallbackCounts>,
     /// When the last exit had been handled; only if time is taken.
     since: Option<Instant>,
 }
@@ -97,6 +99,7 @@ impl<O: MmuObserver> ExitHandler<O> {
             ports: ports.cursor(),
             tally: ExitTally::default(),
             went_to_memory: 0,
+            in_software: None,
             since: None,
         }
     }
@@ -105,6 +108,13 @@ impl<O: MmuObserver> ExitHandler<O> {
     #[must_use]
     pub fn timed(mut self) -> Self {
         self.since = Some(Instant::now());
+        self
+    }
+
+    /// Includes in its statistics what a [`crate::fallback::Fallback`] did.
+    #[must_use]
+    pub fn with_fallback(mut self, counts: FallbackCounts) -> Self {
+        self.in_software = Some(counts);
         self
     }
 
@@ -210,6 +220,11 @@ impl<O: MmuObserver> ExitHandler<O> {
         let mut stats = VcpuStats::new(&self.tally, self.direct.stats(), self.went_to_memory);
         stats.mmio_bus = BusStats::of(&self.mmio);
         stats.port_bus = BusStats::of(&self.ports);
+        stats.in_software = self
+            .in_software
+            .as_ref()
+            .map(FallbackCounts::by_mnemonic)
+            .unwrap_or_default();
         stats
     }
 }

@@ -7,7 +7,19 @@
 
 pub mod backend;
 pub mod control;
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "an instruction set is arithmetic on truncated and reinterpreted words"
+)]
+pub mod emulate;
 pub mod exit;
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "lengths and offsets within one page, and values cut to their width"
+)]
+pub mod fallback;
 pub mod handle;
 #[cfg(target_arch = "x86_64")]
 pub mod kvm;

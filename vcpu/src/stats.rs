@@ -1,6 +1,7 @@
 //! What a vCPU did, in numbers for people and programs.
 
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::time::Duration;
 use umbra_devices::bus::{CursorStats, RegionStats};
 use umbra_devices::{BusAddress, BusCursor, IoOp};
@@ -137,6 +138,8 @@ pub struct VcpuStats {
     pub mmio_bus: BusStats,
     /// How accesses to the port bus were resolved.
     pub port_bus: BusStats,
+    /// Instructions that the backend could not execute and the instruction core did, by mnemonic.
+    pub in_software: BTreeMap<String, u64>,
 }
 
 /// How the vCPU found out that an access is MMIO.
@@ -276,6 +279,9 @@ impl VcpuStats {
         self.mmio.went_to_memory += went_to_memory;
         self.mmio_bus.add(&other.mmio_bus);
         self.port_bus.add(&other.port_bus);
+        for (mnemonic, count) in &other.in_software {
+            *self.in_software.entry(mnemonic.clone()).or_default() += count;
+        }
     }
 }
 

@@ -59,6 +59,8 @@ pub struct MachineConfig {
     pub memory_backing: MemoryBacking,
     /// Remember that a page is MMIO (per-vCPU cache and MMIO SPTEs).
     pub mmio_cache: bool,
+    /// Execute in software what KVM can't.
+    pub fallback: bool,
     /// Statistics at the end, and in which form.
     pub stats: Option<StatsFormat>,
     /// File for the statistics; standard error when absent.
@@ -182,6 +184,7 @@ impl MachineConfig {
             irqchip: settings.irqchip.unwrap_or_default(),
             memory_backing,
             mmio_cache: !settings.no_mmio_cache.unwrap_or(false),
+            fallback: !settings.no_fallback.unwrap_or(false),
             stats,
             stats_file: settings.stats_file.clone(),
             log: settings.log.clone(),

@@ -38,6 +38,7 @@ use umbra_memslots::{Memslots, SlotTable};
 use umbra_mmu::direct::{DirectMmu, DirectOptions, SlotFollower};
 use umbra_mmu::shadow::{CpuidResult, EntryFormat, HostParams, SpteLayout};
 use umbra_vcpu::backend::{BackendError, VcpuBackend};
+use umbra_vcpu::fallback::Fallback;
 use umbra_vcpu::handle::{ExitHandler, GuestEnd};
 use umbra_vcpu::kvm::{Irqchip, KvmError, KvmHost, KvmVcpu, KvmVm, VmOptions};
 use umbra_vcpu::run_loop::{VcpuEnd, VcpuThreads};
@@ -185,8 +186,18 @@ impl Machine {
                 vcpu.set_system_regs(&boot.system)?;
                 vcpu.set_regs(&boot.regs)?;
             }
-            let handler = ExitHandler::new(Arc::clone(&mmu), ram.reader(), &board.mmio, &board.ports);
-            vcpus.push((vcpu, if purpose.timed { handler.timed() } else { handler }));
+            let mut handler = ExitHandler::new(Arc::clone(&mmu), ram.reader(), &board.mmio, &board.ports);
+            if purpose.timed {
+                handler = handler.timed();
+            }
+            let vcpu: Box<dyn VcpuBackend> = if config.fallback {
+                let vcpu = Fallback::new(vcpu, ram.reader());
+                handler = handler.with_fallback(vcpu.counts());
+                Box::new(vcpu)
+            } else {
+                Box::new(vcpu)
+            };
+            vcpus.push((vcpu, handler));
         }
         let vcpu_ended = EventHandle::new().map_err(descriptor)?;
         let layout = Layout::new(

@@ -35,6 +35,7 @@ struct Json<'a> {
     mmio: &'a MmioStats,
     mmio_bus: &'a BusStats,
     port_bus: &'a BusStats,
+    in_software: &'a BTreeMap<String, u64>,
 }
 
 impl RunReport {
@@ -55,6 +56,7 @@ impl RunReport {
             mmio,
             mmio_bus,
             port_bus,
+            in_software,
         } = &self.stats;
         let json = Json {
             backend: self.backend,
@@ -67,6 +69,7 @@ impl RunReport {
             mmio,
             mmio_bus,
             port_bus,
+            in_software,
         };
         // Strings, numbers and maps with words as keys: serialising them cannot fail.
         serde_json::to_string(&json).unwrap_or_default()

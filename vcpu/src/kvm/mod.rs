@@ -11,6 +11,8 @@ mod bus_mirror;
 mod caps;
 mod coalesced;
 mod cpuid;
+#[expect(unsafe_code, reason = "KVM_SET_XSAVE may read as much as the kernel's state has")]
+mod emulation;
 mod error;
 mod exits;
 mod host;

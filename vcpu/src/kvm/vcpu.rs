@@ -9,7 +9,8 @@ use super::run_page::RunPage;
 use crate::backend::{BackendError, Kick, VcpuBackend};
 use crate::exit::{VmEntry, VmExit};
 use crate::regs::{Regs, SystemRegs};
-use kvm_bindings::{KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS};
+use kvm_bindings::{CpuId, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS};
+use kvm_ioctls::VcpuFd;
 use std::io;
 use std::sync::Arc;
 use umbra_memslots::{Gpa, Gva};
@@ -35,6 +36,8 @@ pub struct KvmVcpu {
     bound: i32,
     sync: Sync,
     id: u32,
+    /// What `cpuid` says in the guest, once it was asked for.
+    pub(super) leaves: Option<CpuId>,
     /// Keeps what the guest can reach alive. Declared after `page`: dropped after the vCPU.
     memory: Arc<VmMemory>,
 }
@@ -64,6 +67,7 @@ impl KvmVcpu {
             bound: 0,
             sync,
             id,
+            leaves: None,
             memory,
         }
     }
@@ -71,6 +75,16 @@ impl KvmVcpu {
     /// The number it was created with, which is its local APIC id.
     pub fn id(&self) -> u32 {
         self.id
+    }
+
+    /// For state that has its own ioctls.
+    pub(super) fn fd(&self) -> &VcpuFd {
+        self.page.fd()
+    }
+
+    /// Registers were changed by ioctl: copies from before are void.
+    pub(super) fn forget_synced_registers(&mut self) {
+        self.sync.present &= !SYNC_SREGS;
     }
 
     /// Where the guest's page tables, as KVM walks them, put a linear address; `None` if they do not map it.

@@ -60,6 +60,10 @@ pub struct Settings {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Machine", hide_possible_values = true)]
     pub no_mmio_cache: Option<bool>,
 
+    /// Give up at an instruction that KVM can't execute instead of executing it in software
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Machine", hide_possible_values = true)]
+    pub no_fallback: Option<bool>,
+
     /// Print statistics at the end and on SIGUSR1: text or json [default when given alone: text]
     #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "text", help_heading = "Report")]
     pub stats: Option<StatsFormat>,
@@ -89,6 +93,7 @@ impl Settings {
             irqchip: self.irqchip.or(below.irqchip),
             memory_backing: self.memory_backing.or(below.memory_backing),
             no_mmio_cache: self.no_mmio_cache.or(below.no_mmio_cache),
+            no_fallback: self.no_fallback.or(below.no_fallback),
             stats: self.stats.or(below.stats),
             stats_file: self.stats_file.or(below.stats_file),
             log: self.log.or(below.log),

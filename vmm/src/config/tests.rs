@@ -44,6 +44,7 @@ fn file_with_every_key_is_understood() {
                 irqchip: IrqchipChoice::Split,
                 memory_backing: MemoryBacking::File("ram.img".into()),
                 mmio_cache: false,
+                fallback: true,
                 stats: Some(StatsFormat::Json),
                 stats_file: Some("stats.json".into()),
                 log: Some("debug".into()),

@@ -58,6 +58,16 @@ pub fn render(report: &RunReport, style: Style) -> String {
             grouped(mmio.read_only_writes),
         );
     }
+    if !stats.in_software.is_empty() {
+        let mut counts: Vec<_> = stats.in_software.iter().collect();
+        counts.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+        let each: Vec<_> = counts
+            .iter()
+            .map(|(mnemonic, count)| format!("{mnemonic} {}", grouped(**count)))
+            .collect();
+        let total = grouped(stats.in_software.values().sum());
+        let _ = writeln!(out, "  executed in software {total}: {}", each.join(", "));
+    }
     if report.resets > 0 {
         let _ = writeln!(out, "  {}", counted(report.resets.into(), "reset"));
     }

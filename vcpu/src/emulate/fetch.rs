@@ -1,0 +1,56 @@
+//! Fetching and decoding the instruction at CS:RIP.
+
+use super::Cpu;
+use super::environment::{AccessKind, Memory, Platform, Stop};
+use super::exception::Exception;
+use super::state::CodeSize;
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Register};
+
+/// The longest instruction.
+const MAX: usize = 15;
+
+impl<E: Memory + Platform> Cpu<E> {
+    /// Decodes the instruction at CS:RIP. Bytes on the next page are fetched only if the instruction needs them.
+    ///
+    /// # Errors
+    /// A fault of the fetch, or #GP for an instruction longer than 15 bytes. (An invalid one decodes to
+    /// [`iced_x86::Code::INVALID`].)
+    pub fn fetch(&mut self) -> Result<Instruction, Stop> {
+        let offset = self.state.rip;
+        let mut bytes = [0; MAX];
+        let mut have = 0;
+        let access = self.access(AccessKind::Fetch);
+        loop {
+            // The segment's end cuts an instruction as a page's end does.
+            let at = self.linear(Register::CS, offset.wrapping_add(have as u64), 1, AccessKind::Fetch)?;
+            let to_page_end = 4096 - at.page_offset() as usize;
+            let to_limit = if self.state.long_code() {
+                MAX
+            } else {
+                let last = u64::from(self.state.sys.cs.limit);
+                usize::try_from(last - (offset + have as u64) + 1).unwrap_or(MAX)
+            };
+            let chunk = to_page_end.min(to_limit).min(MAX - have);
+            self.env.read(at, &mut bytes[have..have + chunk], access)?;
+            have += chunk;
+            let (insn, error) = decode(self.state.code_size(), offset, &bytes[..have]);
+            match error {
+                DecoderError::NoMoreBytes if have < MAX => {}
+                DecoderError::NoMoreBytes => return Err(Exception::gp(0).into()),
+                _ => return Ok(insn),
+            }
+        }
+    }
+}
+
+/// Decodes the first instruction in `bytes`.
+pub(super) fn decode(size: CodeSize, offset: u64, bytes: &[u8]) -> (Instruction, DecoderError) {
+    let bitness = match size {
+        CodeSize::Bits16 => 16,
+        CodeSize::Bits32 => 32,
+        CodeSize::Bits64 => 64,
+    };
+    let mut decoder = Decoder::with_ip(bitness, bytes, offset, DecoderOptions::NONE);
+    let insn = decoder.decode();
+    (insn, decoder.last_error())
+}

@@ -1,0 +1,64 @@
+//! Flags by name: `clc stc cmc cld std cli sti clac stac lahf sahf salc`.
+
+use super::environment::{Memory, Platform, Stop, Translation};
+use super::exception::Exception;
+use super::flags::{self, AC, AF, CF, DF, IF, PF, SF, ZF};
+use super::state::RAX;
+use super::width::Width;
+use super::{Cpu, Flow};
+use iced_x86::{Instruction, Mnemonic, Register};
+
+impl<E: Memory + Platform> Cpu<E> {
+    /// The flags that any program may change.
+    pub(super) fn flag_op(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
+        let (mask, value) = match insn.mnemonic() {
+            Mnemonic::Clc => (CF, 0),
+            Mnemonic::Stc => (CF, CF),
+            Mnemonic::Cmc => (CF, !self.state.rflags),
+            Mnemonic::Cld => (DF, 0),
+            _ => (DF, DF),
+        };
+        self.state.set_flags(mask, value);
+        Ok(Flow::Next)
+    }
+
+    /// `cli` and `sti` by IOPL. Virtual interrupt flags (CR4.VME, CR4.PVI) are not offered.
+    pub(super) fn interrupt_flag(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
+        if self.state.protected() && self.state.cpl() > self.state.iopl() {
+            return Err(Exception::gp(0).into());
+        }
+        let set = insn.mnemonic() == Mnemonic::Sti;
+        // Interrupts wait for the instruction after an `sti` that did enable them.
+        let shadow = set && !self.state.flag(IF);
+        self.state.set_flags(IF, flags::when(set, IF));
+        Ok(if shadow { Flow::NextWithShadow } else { Flow::Next })
+    }
+
+    /// `clac` and `stac`.
+    pub(super) fn alignment_flag(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
+        if self.state.cpl() != 0 {
+            return Err(Exception::UD.into());
+        }
+        self.state
+            .set_flags(AC, flags::when(insn.mnemonic() == Mnemonic::Stac, AC));
+        self.env.translation(Translation::ControlsChanged, &self.state);
+        Ok(Flow::Next)
+    }
+
+    pub(super) fn lahf(&mut self, _insn: &Instruction) -> Result<Flow, Stop> {
+        self.state.set(Register::AH, self.state.rflags & 0xff | flags::FIXED);
+        Ok(Flow::Next)
+    }
+
+    pub(super) fn sahf(&mut self, _insn: &Instruction) -> Result<Flow, Stop> {
+        let value = self.state.get(Register::AH);
+        self.state.set_flags(CF | PF | AF | ZF | SF, value);
+        Ok(Flow::Next)
+    }
+
+    pub(super) fn salc(&mut self, _insn: &Instruction) -> Result<Flow, Stop> {
+        let value = if self.state.flag(CF) { 0xff } else { 0 };
+        self.state.set_low(RAX, value, Width::B1);
+        Ok(Flow::Next)
+    }
+}

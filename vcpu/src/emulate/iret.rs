@@ -1,0 +1,130 @@
+//! `iret` in every mode (SDM vol. 2 IRET).
+
+use super::environment::{Memory, Platform, Stop, Translation};
+use super::exception::Exception;
+use super::flags::{AC, DF, ID, IF, IOPL, NT, RF, STATUS, TF, VIF, VIP, VM};
+use super::segment::real_segment;
+use super::state::RSP;
+use super::width::Width;
+use super::{Cpu, Flow};
+use crate::regs::Segment;
+use iced_x86::{Code, Instruction, Register};
+
+impl<E: Memory + Platform> Cpu<E> {
+    pub(super) fn iret(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
+        let width = match insn.code() {
+            Code::Iretw => Width::B2,
+            Code::Iretd => Width::B4,
+            _ => Width::B8,
+        };
+        let flow = self.whole(|cpu| {
+            if cpu.state.real_segments() {
+                cpu.iret_real(width)
+            } else if cpu.state.flag(NT) {
+                // A return to another task: an error in long mode, and tasks are not offered elsewhere.
+                Err(if cpu.state.long_mode() {
+                    Exception::gp(0).into()
+                } else {
+                    Stop::Unsupported
+                })
+            } else {
+                cpu.iret_protected(width)
+            }
+        })?;
+        let Flow::Jump(target) = flow else { return Ok(flow) };
+        self.state.rip = target;
+        self.env.translation(Translation::ControlsChanged, &self.state);
+        Ok(Flow::Done)
+    }
+
+    fn iret_real(&mut self, width: Width) -> Result<Flow, Stop> {
+        let virtual_8086 = self.state.virtual_8086();
+        if virtual_8086 && self.state.iopl() < 3 {
+            return Err(Exception::gp(0).into());
+        }
+        let step = width.bytes();
+        let target = self.peek(0, width)?;
+        let selector = self.peek(step, width)? as u16;
+        let flags = self.peek(2 * step, width)?;
+        if target > 0xffff {
+            return Err(Exception::gp(0).into());
+        }
+        self.release(3 * step);
+        self.set_real_cs(selector);
+        let iopl = if virtual_8086 { 0 } else { IOPL };
+        self.set_flags_from_stack(STATUS | TF | IF | DF | NT | RF | AC | ID | iopl, flags, width);
+        Ok(Flow::Jump(target))
+    }
+
+    fn iret_protected(&mut self, width: Width) -> Result<Flow, Stop> {
+        let step = width.bytes();
+        let target = self.peek(0, width)?;
+        let selector = self.peek(step, width)? as u16;
+        let flags = self.peek(2 * step, width)?;
+        let cpl = self.state.cpl();
+        if flags & VM != 0 && width == Width::B4 && cpl == 0 && !self.state.long_mode() {
+            return self.iret_to_virtual(target, flags);
+        }
+        let level = (selector & 3) as u8;
+        let descriptor = self.return_descriptor(selector)?;
+        let with_stack = level != cpl || self.state.long_code();
+        // What the program may change is decided by the level it comes from.
+        let mut mask = STATUS | TF | DF | NT | RF | AC | ID;
+        if cpl <= self.state.iopl() {
+            mask |= IF;
+        }
+        if cpl == 0 {
+            mask |= IOPL | VIF | VIP;
+        }
+        let flow = if with_stack {
+            let pointer = self.peek(3 * step, width)?;
+            let stack_selector = self.peek(4 * step, width)? as u16;
+            let to_long = descriptor.long() && self.state.long_mode();
+            let stack = self.return_stack(stack_selector, level, to_long)?;
+            let flow = self.enter_code(descriptor, selector, level, target)?;
+            self.state.sys.ss = stack;
+            // Going to 64-bit code loads all of RSP, to other code as much as its stack uses.
+            if to_long {
+                self.state.gpr[RSP] = pointer;
+            } else {
+                self.set_stack_pointer(pointer);
+            }
+            if level != cpl {
+                self.drop_privileged_segments(level);
+            }
+            flow
+        } else {
+            self.release(3 * step);
+            self.enter_code(descriptor, selector, level, target)?
+        };
+        self.set_flags_from_stack(mask, flags, width);
+        Ok(flow)
+    }
+
+    fn iret_to_virtual(&mut self, target: u64, flags: u64) -> Result<Flow, Stop> {
+        let mut words = [0; 6];
+        for (index, word) in words.iter_mut().enumerate() {
+            *word = self.peek(4 * (3 + index as u64), Width::B4)?;
+        }
+        let [pointer, ss, es, ds, fs, gs] = words;
+        let selector = self.peek(4, Width::B4)? as u16;
+        if target > 0xffff {
+            return Err(Exception::gp(0).into());
+        }
+        let mask = STATUS | TF | IF | DF | NT | RF | AC | ID | IOPL | VM | VIF | VIP;
+        self.set_flags_from_stack(mask, flags, Width::B4);
+        let empty = Segment::default();
+        self.state.sys.cs = real_segment(&empty, selector, true);
+        for (register, value) in [
+            (Register::SS, ss),
+            (Register::ES, es),
+            (Register::DS, ds),
+            (Register::FS, fs),
+            (Register::GS, gs),
+        ] {
+            *self.state.segment_mut(register) = real_segment(&empty, value as u16, true);
+        }
+        self.state.gpr[RSP] = pointer;
+        Ok(Flow::Jump(target))
+    }
+}

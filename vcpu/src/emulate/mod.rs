@@ -1,0 +1,182 @@
+//! The instruction core: what each x86 instruction does to a CPU's state and to memory.
+//!
+//! One step fetches and decodes (iced-x86) the instruction at CS:RIP and executes it on a [`CpuState`], with memory and
+//! the rest of the world behind two narrow traits ([`Memory`], [`Platform`]). An instruction either happens or leaves
+//! no trace; a repeated string instruction leaves the state that the architecture describes. What a guest can cause is
+//! a [`Step`], never a panic, and a step takes bounded time.
+//!
+//! Read in this order: [`state`], [`environment`], this file, `dispatch`, then any family of instructions: `arith`,
+//! `logic`, `shift`, `muldiv`, `moves`, `bits`, `stack`, `string`, `control_flow`, `flag_ops`, `bcd`, `port_io`;
+//! segmentation in `address`, `descriptor`, `segment`, `far`, [`interrupt`], `iret`, `syscall`; the rest of the system
+//! side in `control_regs`, [`msr`], `system`, `xsave`.
+
+mod address;
+mod arith;
+mod bcd;
+mod bits;
+mod control_flow;
+mod control_regs;
+mod descriptor;
+mod dispatch;
+pub mod environment;
+pub mod exception;
+mod far;
+mod fetch;
+mod flag_ops;
+pub mod flags;
+pub mod fpu;
+pub mod interrupt;
+mod iret;
+mod logic;
+mod moves;
+pub mod msr;
+mod muldiv;
+mod operand;
+mod port_io;
+mod segment;
+mod shift;
+mod stack;
+pub mod state;
+mod string;
+mod syscall;
+mod system;
+pub mod width;
+mod xsave;
+
+pub use environment::{Access, AccessKind, Memory, Platform, Request, Stop, Translation};
+pub use exception::Exception;
+pub use interrupt::{Event, Source};
+pub use state::CpuState;
+
+use iced_x86::{Instruction, Mnemonic};
+
+/// A CPU at work: its state and its world.
+pub struct Cpu<E> {
+    /// Registers and everything else inside.
+    pub state: CpuState,
+    /// Memory and everything else outside.
+    pub env: E,
+}
+
+/// How a step ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// The instruction is done and RIP is at the next one. If `trap`, EFLAGS.TF was set when it began: a single-step
+    /// #DB is due.
+    Done {
+        /// Single-step trap.
+        trap: bool,
+    },
+    /// A repeated string instruction did a part of its work; RIP is still there.
+    Repeat,
+    /// `hlt`: done, waiting for an interrupt.
+    Halt,
+    /// The instruction raised an exception and changed nothing. Deliver it with [`Cpu::deliver`].
+    Fault(Exception),
+    /// Somebody outside has to make an access first; nothing changed. Step again when the answer is known.
+    Pending(Request),
+    /// The core does not know the instruction; nothing changed.
+    Unsupported(Mnemonic),
+    /// Shut down.
+    TripleFault,
+}
+
+/// What a handler says about RIP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Flow {
+    /// On to the next instruction.
+    Next,
+    /// Likewise, with interrupts held off for one instruction.
+    NextWithShadow,
+    /// To this offset in the code segment.
+    Jump(u64),
+    /// Stay: there is more to do.
+    Repeat,
+    /// On to the next instruction and wait.
+    Halt,
+    /// RIP is set, and RFLAGS.RF is as it should be.
+    Done,
+}
+
+impl<E: Memory + Platform> Cpu<E> {
+    /// Puts a state into a world.
+    pub fn new(state: CpuState, env: E) -> Self {
+        Self { state, env }
+    }
+
+    /// Executes the instruction at CS:RIP.
+    pub fn step(&mut self) -> Step {
+        match self.fetch() {
+            Ok(insn) => self.execute(&insn),
+            Err(stop) => Self::stopped(stop, Mnemonic::INVALID),
+        }
+    }
+
+    /// Executes a decoded instruction that lies at CS:RIP.
+    pub fn execute(&mut self, insn: &Instruction) -> Step {
+        let Some(handler) = dispatch::handler::<E>(insn) else {
+            return if insn.is_invalid() {
+                Step::Fault(Exception::UD)
+            } else {
+                Step::Unsupported(insn.mnemonic())
+            };
+        };
+        let trap = self.state.flag(flags::TF);
+        let next = self.next_rip(insn);
+        let step = match handler(self, insn) {
+            Ok(Flow::Next) => {
+                self.state.rip = next;
+                Step::Done { trap }
+            }
+            Ok(Flow::NextWithShadow) => {
+                self.state.rip = next;
+                self.state.interrupt_shadow = true;
+                self.state.rflags &= !flags::RF;
+                return Step::Done { trap: false };
+            }
+            Ok(Flow::Jump(target)) => {
+                self.state.rip = target;
+                Step::Done { trap }
+            }
+            Ok(Flow::Halt) => {
+                self.state.rip = next;
+                Step::Halt
+            }
+            Ok(Flow::Done) => {
+                self.state.interrupt_shadow = false;
+                return Step::Done { trap: false };
+            }
+            Ok(Flow::Repeat) => return Step::Repeat,
+            Err(stop) => return Self::stopped(stop, insn.mnemonic()),
+        };
+        self.state.interrupt_shadow = false;
+        self.state.rflags &= !flags::RF;
+        step
+    }
+
+    fn stopped(stop: Stop, mnemonic: Mnemonic) -> Step {
+        match stop {
+            Stop::Fault(exception) => Step::Fault(exception),
+            Stop::Pending(request) => Step::Pending(request),
+            Stop::Unsupported => Step::Unsupported(mnemonic),
+            Stop::Contended => Step::Repeat,
+            Stop::TripleFault => Step::TripleFault,
+        }
+    }
+
+    /// The offset of the next instruction.
+    #[inline]
+    fn next_rip(&self, insn: &Instruction) -> u64 {
+        let next = self.state.rip.wrapping_add(insn.len() as u64);
+        match self.state.code_size() {
+            state::CodeSize::Bits64 => next,
+            state::CodeSize::Bits32 => next & 0xffff_ffff,
+            state::CodeSize::Bits16 => next & 0xffff,
+        }
+    }
+}
+
+/// Whether the core has an implementation of this instruction (of at least one form of its mnemonic).
+pub fn knows(insn: &Instruction) -> bool {
+    dispatch::known(insn)
+}

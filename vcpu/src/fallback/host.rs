@@ -1,0 +1,51 @@
+//! [`EmulationHost`]: what the fallback needs of a backend besides ordinary registers.
+
+use super::Parts;
+use crate::backend::{BackendError, VcpuBackend};
+use crate::emulate::CpuState;
+
+/// A backend that lets the state of its vCPU be read and written in every detail.
+pub trait EmulationHost: VcpuBackend {
+    /// Reads the named parts of the state into `state`, whose other parts stay.
+    ///
+    /// # Errors
+    /// The host failed.
+    fn load_parts(&mut self, state: &mut CpuState, parts: Parts) -> Result<(), BackendError>;
+
+    /// Writes those of the named parts that `after` has different from `before`.
+    ///
+    /// # Errors
+    /// The host failed.
+    fn store_parts(&mut self, before: &CpuState, after: &CpuState, parts: Parts) -> Result<(), BackendError>;
+
+    /// An MSR; `None` if the guest is to get #GP for it.
+    ///
+    /// # Errors
+    /// The host failed.
+    fn read_msr(&mut self, index: u32) -> Result<Option<u64>, BackendError>;
+
+    /// Writes an MSR; `false` if the guest is to get #GP for it.
+    ///
+    /// # Errors
+    /// The host failed.
+    fn write_msr(&mut self, index: u32, value: u64) -> Result<bool, BackendError>;
+
+    /// What `cpuid` says: EAX, EBX, ECX, EDX; zero for a leaf that isn't there.
+    ///
+    /// # Errors
+    /// The host failed.
+    fn cpuid(&mut self, leaf: u32, subleaf: u32) -> Result<[u32; 4], BackendError>;
+
+    /// Whether interrupts are held off for one instruction from now on. Also forgets an exception that the backend had
+    /// in store for the instruction it could not execute.
+    ///
+    /// # Errors
+    /// The host failed.
+    fn set_interrupt_shadow(&mut self, shadow: bool) -> Result<(), BackendError>;
+
+    /// Makes the vCPU forget every translation.
+    ///
+    /// # Errors
+    /// The host failed.
+    fn flush_translations(&mut self) -> Result<(), BackendError>;
+}

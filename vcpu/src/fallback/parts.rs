@@ -1,0 +1,81 @@
+//! [`Parts`]: what of a vCPU's state an instruction needs besides ordinary registers, because each costs system calls.
+
+use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind};
+
+/// Parts of the state that are read and written only for instructions that use them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Parts {
+    /// [`crate::emulate::state::CoreMsrs`].
+    pub msrs: bool,
+    /// x87, SSE, extended state and XCR0.
+    pub fpu: bool,
+    /// Debug registers.
+    pub debug: bool,
+}
+
+impl Parts {
+    /// What `insn` needs.
+    pub fn of(insn: &Instruction) -> Self {
+        use Mnemonic as M;
+        let registers = (0..insn.op_count()).filter(|index| insn.op_kind(*index) == OpKind::Register);
+        Self {
+            msrs: matches!(
+                insn.mnemonic(),
+                M::Syscall
+                    | M::Sysret
+                    | M::Sysretq
+                    | M::Sysenter
+                    | M::Sysexit
+                    | M::Sysexitq
+                    | M::Swapgs
+                    | M::Rdtscp
+                    | M::Rdpid
+                    | M::Rdmsr
+                    | M::Wrmsr
+            ),
+            fpu: insn.cpuid_features().iter().any(|feature| is_fpu(*feature)),
+            debug: registers.clone().any(|index| insn.op_register(index).is_dr()),
+        }
+    }
+}
+
+fn is_fpu(feature: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    matches!(
+        feature,
+        F::FPU
+            | F::FPU287
+            | F::FPU387
+            | F::MMX
+            | F::FXSR
+            | F::SSE
+            | F::SSE2
+            | F::SSE3
+            | F::SSSE3
+            | F::SSE4_1
+            | F::SSE4_2
+            | F::XSAVE
+            | F::XSAVEOPT
+            | F::XSAVEC
+            | F::XSAVES
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::{Decoder, DecoderOptions};
+
+    fn parts(bytes: &[u8]) -> Parts {
+        Parts::of(&Decoder::new(64, bytes, DecoderOptions::NONE).decode())
+    }
+
+    #[test]
+    fn parts_follow_the_instruction() {
+        assert_eq!(parts(&[0xf3, 0x0f, 0xb8, 0xc1]), Parts::default(), "popcnt");
+        assert!(parts(&[0x48, 0x0f, 0xae, 0x2f]).fpu, "xrstor64");
+        assert!(parts(&[0x66, 0x0f, 0xef, 0xc0]).fpu, "pxor");
+        assert!(parts(&[0x0f, 0x01, 0xf8]).msrs, "swapgs");
+        assert!(parts(&[0x0f, 0x21, 0xf0]).debug, "mov rax, dr6");
+    }
+}

@@ -1,0 +1,65 @@
+//! How an instruction waits for a device without being half done: it is begun anew, and the accesses that were answered
+//! already are answered from memory.
+
+use crate::emulate::Request;
+
+/// The answers that the present instruction has got so far, in order.
+#[derive(Debug, Default)]
+pub(super) struct Replay {
+    answers: Vec<(Request, Option<u64>)>,
+    next: usize,
+}
+
+impl Replay {
+    /// A new instruction: nothing was answered.
+    pub fn clear(&mut self) {
+        self.answers.clear();
+        self.next = 0;
+    }
+
+    /// The same instruction again, from its beginning.
+    pub fn rewind(&mut self) {
+        self.next = 0;
+    }
+
+    /// Takes the answer to the request at which the instruction stopped. `None` says that it faults.
+    pub fn answer(&mut self, request: Request, value: Option<u64>) {
+        self.answers.push((request, value));
+    }
+
+    /// The answer to `request` if it was given before. If the instruction now asks for something else (another CPU
+    /// changed its operands meanwhile), what it asked for before is forgotten.
+    pub fn take(&mut self, request: Request) -> Option<Option<u64>> {
+        match self.answers.get(self.next) {
+            Some((known, value)) if *known == request => {
+                self.next += 1;
+                Some(*value)
+            }
+            _ => {
+                self.answers.truncate(self.next);
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_come_back_in_order_and_a_change_of_mind_drops_the_rest() {
+        let read = |index| Request::ReadMsr { index };
+        let mut replay = Replay::default();
+        assert_eq!(replay.take(read(1)), None);
+        replay.answer(read(1), Some(7));
+        replay.rewind();
+        assert_eq!(replay.take(read(1)), Some(Some(7)));
+        assert_eq!(replay.take(read(2)), None);
+        replay.answer(read(2), None);
+        replay.rewind();
+        assert_eq!(replay.take(read(3)), None);
+        replay.rewind();
+        assert_eq!(replay.take(read(1)), None, "what came after the change is gone");
+    }
+}

@@ -1,0 +1,233 @@
+//! A KVM vCPU's state in every detail, for the fallback to the instruction core.
+
+use super::vcpu::{KvmVcpu, host};
+use crate::backend::BackendError;
+use crate::emulate::fpu::FpuState;
+use crate::emulate::msr::index;
+use crate::emulate::state::CoreMsrs;
+use crate::emulate::{CpuState, exception};
+use crate::fallback::{EmulationHost, Parts};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_xsave};
+use kvm_ioctls::VcpuFd;
+use std::io;
+
+/// The bit of `kvm_sregs.cr4` that is flipped to make KVM drop translations.
+const CR4_PGE: u64 = 1 << 7;
+
+impl EmulationHost for KvmVcpu {
+    fn load_parts(&mut self, state: &mut CpuState, parts: Parts) -> Result<(), BackendError> {
+        let fd = self.fd();
+        if parts.msrs {
+            state.msrs = core_msrs(fd)?;
+        }
+        if parts.fpu {
+            state.fpu = fpu(fd)?;
+        }
+        if parts.debug {
+            let debug = fd.get_debug_regs().map_err(host("KVM_GET_DEBUGREGS"))?;
+            state.debug[..4].copy_from_slice(&debug.db);
+            (state.debug[6], state.debug[7]) = (debug.dr6, debug.dr7);
+        }
+        Ok(())
+    }
+
+    fn store_parts(&mut self, before: &CpuState, after: &CpuState, parts: Parts) -> Result<(), BackendError> {
+        let fd = self.fd();
+        if parts.msrs && before.msrs != after.msrs {
+            set_core_msrs(fd, &after.msrs)?;
+        }
+        if parts.fpu && before.fpu != after.fpu {
+            set_fpu(fd, &before.fpu, &after.fpu)?;
+        }
+        if parts.debug && before.debug != after.debug {
+            let mut debug = fd.get_debug_regs().map_err(host("KVM_GET_DEBUGREGS"))?;
+            debug.db.copy_from_slice(&after.debug[..4]);
+            (debug.dr6, debug.dr7) = (after.debug[6], after.debug[7]);
+            fd.set_debug_regs(&debug).map_err(host("KVM_SET_DEBUGREGS"))?;
+        }
+        Ok(())
+    }
+
+    fn read_msr(&mut self, index: u32) -> Result<Option<u64>, BackendError> {
+        let mut msrs = list(&[(index, 0)])?;
+        let read = self.fd().get_msrs(&mut msrs).map_err(host("KVM_GET_MSRS"))?;
+        Ok(msrs.as_slice().first().filter(|_| read == 1).map(|entry| entry.data))
+    }
+
+    fn write_msr(&mut self, index: u32, value: u64) -> Result<bool, BackendError> {
+        let written = self
+            .fd()
+            .set_msrs(&list(&[(index, value)])?)
+            .map_err(host("KVM_SET_MSRS"))?;
+        Ok(written == 1)
+    }
+
+    fn cpuid(&mut self, leaf: u32, subleaf: u32) -> Result<[u32; 4], BackendError> {
+        let leaves = match self.leaves.take() {
+            Some(leaves) => leaves,
+            None => self
+                .fd()
+                .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+                .map_err(host("KVM_GET_CPUID2"))?,
+        };
+        let answer = find_leaf(&leaves, leaf, subleaf);
+        self.leaves = Some(leaves);
+        Ok(answer)
+    }
+
+    fn set_interrupt_shadow(&mut self, shadow: bool) -> Result<(), BackendError> {
+        let fd = self.fd();
+        let mut events = fd.get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
+        // Without KVM_CAP_EXIT_ON_EMULATION_FAILURE it has queued #UD for the instruction.
+        let queued = events.exception.injected != 0 && events.exception.nr == exception::UD;
+        let present = events.interrupt.shadow != 0;
+        if !queued && present == shadow {
+            return Ok(());
+        }
+        if queued {
+            events.exception.injected = 0;
+        }
+        events.interrupt.shadow = u8::from(shadow);
+        fd.set_vcpu_events(&events).map_err(host("KVM_SET_VCPU_EVENTS"))
+    }
+
+    fn flush_translations(&mut self) -> Result<(), BackendError> {
+        // No ioctl says it; a change of CR4.PGE makes KVM begin with new tables, as it does on real hardware.
+        let fd = self.fd();
+        let mut sregs = fd.get_sregs().map_err(host("KVM_GET_SREGS"))?;
+        sregs.cr4 ^= CR4_PGE;
+        fd.set_sregs(&sregs).map_err(host("KVM_SET_SREGS"))?;
+        sregs.cr4 ^= CR4_PGE;
+        fd.set_sregs(&sregs).map_err(host("KVM_SET_SREGS"))?;
+        self.forget_synced_registers();
+        Ok(())
+    }
+}
+
+/// A list of MSRs for an ioctl.
+fn list(entries: &[(u32, u64)]) -> Result<Msrs, BackendError> {
+    let entries: Vec<_> = entries
+        .iter()
+        .map(|(index, data)| kvm_msr_entry {
+            index: *index,
+            data: *data,
+            ..Default::default()
+        })
+        .collect();
+    Msrs::from_entries(&entries).map_err(|error| BackendError::Host {
+        operation: "making a list of MSRs",
+        source: io::Error::other(format!("{error:?}")),
+    })
+}
+
+/// The numbers of [`CoreMsrs`] in the order of its fields.
+const CORE: [u32; 9] = [
+    index::STAR,
+    index::LSTAR,
+    index::CSTAR,
+    index::SFMASK,
+    index::KERNEL_GS_BASE,
+    index::TSC_AUX,
+    index::SYSENTER_CS,
+    index::SYSENTER_ESP,
+    index::SYSENTER_EIP,
+];
+
+fn core_msrs(fd: &VcpuFd) -> Result<CoreMsrs, BackendError> {
+    // One that the guest's CPU does not have ends the list early; it and what follows read as zero.
+    let mut values = [0; CORE.len()];
+    for (value, number) in values.iter_mut().zip(CORE) {
+        let mut msrs = list(&[(number, 0)])?;
+        if fd.get_msrs(&mut msrs).map_err(host("KVM_GET_MSRS"))? == 1 {
+            *value = msrs.as_slice().first().map_or(0, |entry| entry.data);
+        }
+    }
+    let [
+        star,
+        lstar,
+        cstar,
+        sfmask,
+        kernel_gs_base,
+        tsc_aux,
+        sysenter_cs,
+        sysenter_esp,
+        sysenter_eip,
+    ] = values;
+    Ok(CoreMsrs {
+        star,
+        lstar,
+        cstar,
+        sfmask,
+        kernel_gs_base,
+        tsc_aux,
+        sysenter_cs,
+        sysenter_esp,
+        sysenter_eip,
+    })
+}
+
+fn set_core_msrs(fd: &VcpuFd, msrs: &CoreMsrs) -> Result<(), BackendError> {
+    let before = core_values(&core_msrs(fd)?);
+    for (number, (old, new)) in CORE.into_iter().zip(before.into_iter().zip(core_values(msrs))) {
+        if old != new {
+            fd.set_msrs(&list(&[(number, new)])?).map_err(host("KVM_SET_MSRS"))?;
+        }
+    }
+    Ok(())
+}
+
+fn core_values(m: &CoreMsrs) -> [u64; CORE.len()] {
+    [
+        m.star,
+        m.lstar,
+        m.cstar,
+        m.sfmask,
+        m.kernel_gs_base,
+        m.tsc_aux,
+        m.sysenter_cs,
+        m.sysenter_esp,
+        m.sysenter_eip,
+    ]
+}
+
+/// x87, SSE and extended state from KVM's image of an XSAVE area in the standard format.
+fn fpu(fd: &VcpuFd) -> Result<FpuState, BackendError> {
+    let area = fd.get_xsave().map_err(host("KVM_GET_XSAVE"))?;
+    let bytes: Vec<u8> = area.region.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let xcrs = fd.get_xcrs().map_err(host("KVM_GET_XCRS"))?;
+    let xcr0 = xcrs.xcrs.iter().find(|xcr| xcr.xcr == 0).map_or(1, |xcr| xcr.value);
+    Ok(FpuState::from_area(&bytes, xcr0))
+}
+
+fn set_fpu(fd: &VcpuFd, before: &FpuState, after: &FpuState) -> Result<(), BackendError> {
+    let mut xsave = kvm_xsave::default();
+    let words = xsave.region.len();
+    for (word, bytes) in xsave.region.iter_mut().zip(after.to_area(4 * words).chunks_exact(4)) {
+        *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
+    write_xsave(fd, &xsave)?;
+    if before.xcr0 != after.xcr0 {
+        let mut xcrs = fd.get_xcrs().map_err(host("KVM_GET_XCRS"))?;
+        for xcr in xcrs.xcrs.iter_mut().filter(|xcr| xcr.xcr == 0) {
+            xcr.value = after.xcr0;
+        }
+        fd.set_xcrs(&xcrs).map_err(host("KVM_SET_XCRS"))?;
+    }
+    Ok(())
+}
+
+fn write_xsave(fd: &VcpuFd, xsave: &kvm_xsave) -> Result<(), BackendError> {
+    // SAFETY: no dynamic feature (AMX) is ever enabled for our process, so the state is at most 4096 bytes.
+    unsafe { fd.set_xsave(xsave) }.map_err(host("KVM_SET_XSAVE"))
+}
+
+fn find_leaf(leaves: &CpuId, leaf: u32, subleaf: u32) -> [u32; 4] {
+    leaves
+        .as_slice()
+        .iter()
+        .find(|entry| {
+            let indexed = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
+            entry.function == leaf && (!indexed || entry.index == subleaf)
+        })
+        .map_or([0; 4], |entry| [entry.eax, entry.ebx, entry.ecx, entry.edx])
+}

@@ -1,0 +1,227 @@
+//! Guests at CPL 0 that use instructions which the local KVM may not know, carried on by the instruction core. Where KVM
+//! knows them all the expectations hold just the same.
+#![cfg(target_arch = "x86_64")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "test code with small numbers"
+)]
+
+mod support;
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use support::{Guest, MMIO};
+use umbra_devices::{IoOp, IoSize};
+use umbra_memslots::{AddressSpaceId, Gpa};
+use umbra_vcpu::backend::VcpuBackend;
+use umbra_vcpu::exit::{VmEntry, VmExit};
+use umbra_vcpu::fallback::Fallback;
+use umbra_vcpu::kvm::{Irqchip, KvmVcpu};
+use umbra_vcpu::regs::DescriptorTable;
+
+/// Where the test guest keeps things.
+const GDT: usize = 0x4000;
+const IDT: usize = 0x5000;
+const HANDLER: u64 = 0x6000;
+const RESULTS: u64 = 0x2_0000;
+const AREA: u64 = 0x2_1000;
+
+fn guest(code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Option<(Guest, Fallback<KvmVcpu>)> {
+    let guest = Guest::new(Irqchip::None, 1)?;
+    let mut vcpu = guest.long_mode(0, code);
+    // Code and data for CPL 0, and every vector at one handler that notes RAX..., the vector's frame and its size.
+    for (index, descriptor) in [(1, 0x00af_9b00_0000_ffff_u64), (2, 0x00cf_9300_0000_ffff)] {
+        guest.ram.write(GDT + 8 * index, &descriptor.to_le_bytes());
+    }
+    for vector in 0..32 {
+        let target = HANDLER + 16 * vector;
+        let gate = (target & 0xffff) | 8 << 16 | 0x8e00 << 32 | (target >> 16 & 0xffff) << 48;
+        guest.ram.write(IDT + 16 * vector as usize, &gate.to_le_bytes());
+        let error_code = matches!(vector, 8 | 10..=14 | 17);
+        guest.load(64, target, |a| {
+            if error_code {
+                a.pop(r15)?;
+            }
+            a.mov(r14d, vector as u32)?;
+            // The instruction after: every one that faults in these guests has 5 bytes.
+            if vector != 3 {
+                a.add(qword_ptr(rsp), 5)?;
+            }
+            a.iretq()
+        });
+    }
+    let mut system = vcpu.system_regs().unwrap();
+    system.gdt = DescriptorTable {
+        base: GDT as u64,
+        limit: 0x17,
+    };
+    system.idt = DescriptorTable {
+        base: IDT as u64,
+        limit: 0x1ff,
+    };
+    system.cr4 |= 1 << 9 | 1 << 10 | 1 << 18;
+    vcpu.set_system_regs(&system).unwrap();
+    let reader = guest.table.reader(AddressSpaceId::Normal).unwrap();
+    Some((guest, Fallback::new(vcpu, reader)))
+}
+
+#[test]
+fn instructions_that_kvm_may_not_know_have_their_effect() {
+    let Some((guest, mut vcpu)) = guest(|a| {
+        a.mov(rbx, RESULTS)?;
+        a.mov(rcx, 0xf0f0_u64)?;
+        a.popcnt(rax, rcx)?;
+        a.mov(qword_ptr(rbx), rax)?;
+        // A breakpoint's handler returns behind it.
+        a.int3()?;
+        a.mov(qword_ptr(rbx + 8), r14)?;
+        a.stac()?;
+        a.pushfq()?;
+        a.pop(qword_ptr(rbx + 16))?;
+        a.clac()?;
+        a.pushfq()?;
+        a.pop(qword_ptr(rbx + 24))?;
+        // cmpxchg16b against what is there.
+        a.mov(rax, 1u64)?;
+        a.mov(rdx, 2u64)?;
+        a.mov(qword_ptr(rbx + 32), rax)?;
+        a.mov(qword_ptr(rbx + 40), rdx)?;
+        a.mov(rcx, 4u64)?;
+        a.push(rbx)?;
+        a.mov(rsi, rbx)?;
+        a.mov(rbx, 3u64)?;
+        a.lock().cmpxchg16b(xmmword_ptr(rsi + 32))?;
+        a.pop(rbx)?;
+        a.sete(byte_ptr(rbx + 48))?;
+        a.hlt()
+    }) else {
+        return;
+    };
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Hlt);
+    let result = |offset: usize| guest.ram.read_u64(RESULTS as usize + offset);
+    assert_eq!(result(0), 8, "popcnt");
+    assert_eq!(result(8), 3, "int3's vector");
+    assert_ne!(result(16) & 1 << 18, 0, "stac");
+    assert_eq!(result(24) & 1 << 18, 0, "clac");
+    assert_eq!((result(32), result(40)), (3, 4), "cmpxchg16b");
+    assert_eq!(result(48) & 0xff, 1, "and its flag");
+    println!("by the core: {:?}", vcpu.counts().by_mnemonic());
+}
+
+#[test]
+fn xsave_state_goes_through_memory_and_back() {
+    let Some((guest, mut vcpu)) = guest(|a| {
+        a.xor(ecx, ecx)?;
+        a.mov(eax, 3)?;
+        a.xor(edx, edx)?;
+        a.xsetbv()?;
+        a.mov(eax, 3)?;
+        a.mov(rbx, AREA)?;
+        a.xrstor64(ptr(rbx))?;
+        a.xsave64(ptr(rbx + 0x400))?;
+        a.xgetbv()?;
+        a.hlt()
+    }) else {
+        return;
+    };
+    // XSTATE_BV: x87 and SSE; a control word, MXCSR, XMM3 and ST0.
+    let at = AREA as usize;
+    guest.ram.write(at + 512, &3u64.to_le_bytes());
+    guest.ram.write(at, &0x027f_u16.to_le_bytes());
+    guest.ram.write(at + 4, &[0x01]);
+    guest.ram.write(at + 24, &0x1fa0_u32.to_le_bytes());
+    guest.ram.write(at + 32, &[0, 0, 0, 0, 0, 0, 0, 0x80, 0xff, 0x3f]);
+    guest.ram.write(at + 160 + 48, &[0xab; 16]);
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Hlt);
+    let (before, after) = (guest.ram.read(at, 416), guest.ram.read(at + 0x400, 416));
+    assert_eq!(after[0..2], before[0..2], "control word");
+    assert_eq!(after[24..28], before[24..28], "MXCSR");
+    assert_eq!(after[32..42], before[32..42], "ST0");
+    assert_eq!(after[160..416], before[160..416], "XMM registers");
+    assert_eq!(guest.ram.read_u64(at + 0x400 + 512) & 3, 3, "XSTATE_BV");
+    assert_eq!(vcpu.regs().unwrap().rax, 3, "XCR0");
+}
+
+#[test]
+fn an_instruction_waits_for_a_device_and_has_its_effect_once() {
+    let Some((_guest, mut vcpu)) = guest(|a| {
+        a.mov(rbx, MMIO)?;
+        a.popcnt(rax, qword_ptr(rbx + 16))?;
+        a.stmxcsr(dword_ptr(rbx + 4))?;
+        a.hlt()
+    }) else {
+        return;
+    };
+    let read = VmExit::Mmio {
+        gpa: Gpa::new(MMIO + 16),
+        size: IoSize::B8,
+        op: IoOp::Read,
+    };
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), read);
+    let write = VmExit::Mmio {
+        gpa: Gpa::new(MMIO + 4),
+        size: IoSize::B4,
+        op: IoOp::Write(0x1f80),
+    };
+    assert_eq!(vcpu.run(VmEntry::Value(0xff)).unwrap(), write);
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Hlt);
+    assert_eq!(vcpu.regs().unwrap().rax, 8);
+}
+
+#[test]
+fn complete_finishes_the_instruction_without_running_on() {
+    let Some((_guest, mut vcpu)) = guest(|a| {
+        a.mov(rbx, MMIO)?;
+        a.popcnt(rax, qword_ptr(rbx))?;
+        a.inc(rax)?;
+        a.hlt()
+    }) else {
+        return;
+    };
+    assert!(matches!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Mmio { .. }));
+    assert_eq!(vcpu.run(VmEntry::Complete(7)).unwrap(), VmExit::Interrupted);
+    assert_eq!(vcpu.regs().unwrap().rax, 3);
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Hlt);
+    assert_eq!(vcpu.regs().unwrap().rax, 4);
+}
+
+#[test]
+fn a_fault_in_the_core_reaches_the_guests_handler() {
+    let Some((_guest, mut vcpu)) = guest(|a| {
+        a.mov(rbx, AREA)?;
+        a.mov(eax, 3)?;
+        a.xor(edx, edx)?;
+        a.xor(r15, r15)?;
+        // Misaligned: #GP(0). Five bytes, as the handler expects.
+        a.xrstor64(ptr(rbx + 8))?;
+        a.mov(r13, r14)?;
+        // An unmapped page: #PF.
+        a.mov(rbx, 0x8000_0000_0000u64 - 0x1000)?;
+        a.popcnt(rax, qword_ptr(rbx))?;
+        a.hlt()
+    }) else {
+        return;
+    };
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Hlt);
+    let regs = vcpu.regs().unwrap();
+    assert_eq!((regs.r13, regs.r14), (13, 14));
+    assert_eq!(regs.r15, 0, "not present, read, supervisor");
+    assert_eq!(vcpu.system_regs().unwrap().cr2, 0x7fff_ffff_f000);
+}
+
+#[test]
+fn what_the_core_does_not_know_is_still_an_emulation_failure() {
+    let Some((_guest, mut vcpu)) = guest(|a| {
+        a.vpaddd(ymm0, ymm1, ymm2)?;
+        a.hlt()
+    }) else {
+        return;
+    };
+    match vcpu.run(VmEntry::Resume).unwrap() {
+        VmExit::EmulationFailure { bytes } => assert!(bytes.starts_with(&[0xc5]), "{bytes:?}"),
+        // A CPU that runs guests itself raises #UD, as AVX is off.
+        VmExit::Hlt => assert_eq!(vcpu.regs().unwrap().r14, 6),
+        other => panic!("{other:?}"),
+    }
+}

@@ -1,0 +1,107 @@
+//! Counts by mnemonic and the disagreements found.
+
+use super::generate::Case;
+use super::machine::{Ended, How};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+/// Enough to work with.
+const MANY: usize = 40;
+
+#[derive(Default)]
+pub struct Report {
+    pub cases: u64,
+    pub failures: Vec<String>,
+    failed_codes: BTreeMap<String, usize>,
+    coverage: BTreeMap<String, Row>,
+}
+
+#[derive(Default)]
+struct Row {
+    forms: BTreeSet<String>,
+    cases: u64,
+    faults: u64,
+}
+
+impl Report {
+    pub fn worth_going_on(&self) -> bool {
+        self.failures.len() < MANY
+    }
+
+    pub fn note(&mut self, case: &Case, silicon: &Ended, differences: &[String]) {
+        self.cases += 1;
+        let row = self
+            .coverage
+            .entry(format!("{:?}", case.insn.mnemonic()).to_lowercase())
+            .or_default();
+        row.cases += 1;
+        row.faults += u64::from(matches!(silicon.how, How::Fault { .. }));
+        let form = format!("{:?}", case.insn.code());
+        if !row.forms.contains(&form) {
+            row.forms.insert(form);
+        }
+        if !differences.is_empty() {
+            self.fail(case, differences);
+        }
+    }
+
+    pub fn fail(&mut self, case: &Case, differences: &[String]) {
+        let seen = self.failed_codes.entry(format!("{:?}", case.insn.code())).or_default();
+        *seen += 1;
+        if *seen > 2 {
+            return;
+        }
+        let mut text = format!("{:?} {} {:02x?}\n", case.insn.code(), case.insn, case.bytes);
+        for (number, value) in case.input.gpr.iter().enumerate() {
+            let _ = write!(text, " r{number}={value:x}");
+        }
+        let _ = write!(text, " flags={:x}", case.input.rflags);
+        for difference in differences {
+            let _ = write!(text, "\n    {difference}");
+        }
+        self.failures.push(text);
+    }
+
+    pub fn broken(&mut self, why: &str) {
+        self.failures.push(why.to_owned());
+    }
+
+    pub fn print(&self) {
+        let faults: u64 = self.coverage.values().map(|row| row.faults).sum();
+        let forms: usize = self.coverage.values().map(|row| row.forms.len()).sum();
+        println!(
+            "{} cases, {} mnemonics, {forms} forms, {faults} faults",
+            self.cases,
+            self.coverage.len()
+        );
+        for failure in &self.failures {
+            println!("{failure}");
+        }
+        for (code, count) in &self.failed_codes {
+            println!("  {code}: {count}");
+        }
+    }
+
+    /// Writes the coverage between the marks in `docs/instructions.md`.
+    pub fn write_table(&self) {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/instructions.md");
+        let page = std::fs::read_to_string(path).expect("docs/instructions.md");
+        let (start, end) = ("<!-- coverage -->", "<!-- end of coverage -->");
+        let head = page.split(start).next().expect("start mark");
+        let tail = page.split(end).nth(1).expect("end mark");
+        let mut table = format!(
+            "{} cases.\n\n| Mnemonic | Forms | Cases | of them faults |\n| --- | --: | --: | --: |\n",
+            self.cases
+        );
+        for (mnemonic, row) in &self.coverage {
+            let _ = writeln!(
+                table,
+                "| `{mnemonic}` | {} | {} | {} |",
+                row.forms.len(),
+                row.cases,
+                row.faults
+            );
+        }
+        std::fs::write(path, format!("{head}{start}\n{table}{end}{tail}")).expect("docs/instructions.md is writable");
+    }
+}
