@@ -62,6 +62,19 @@ fn reset_with_no_reboot_ends_the_run() {
 }
 
 #[test]
+fn jump_to_the_bios_resets() {
+    if !kvm_usable() {
+        return;
+    }
+    let ended = run_image(&guests::bios_reset(), &["--no-reboot"]);
+    assert_eq!(
+        (ended.status, ended.stdout.as_str()),
+        (Some(RESET_REFUSED), "up\n"),
+        "{ended:?}"
+    );
+}
+
+#[test]
 fn reset_starts_the_guest_again() {
     if !kvm_usable() {
         return;

@@ -153,3 +153,26 @@ pub fn reset() -> Vec<u8> {
         a.jmp(spin)
     })
 }
+
+/// Goes to real mode and jumps to the reset vector, as an operating system does that asks the BIOS for a reset.
+pub fn bios_reset() -> Vec<u8> {
+    multiboot(|a| {
+        print(a, "up\n")?;
+        // A real-mode code segment has to be in the GDT to get there: one at 0x7000, with code that leaves protected mode
+        // at 0x7100.
+        let code = [
+            0x0f, 0x20, 0xc0, 0x24, 0xfe, 0x0f, 0x22, 0xc0, 0xea, 0x00, 0x00, 0xff, 0xff,
+        ];
+        for (offset, byte) in (0u32..).zip(code) {
+            a.mov(byte_ptr(0x7100 + offset), byte)?;
+        }
+        a.mov(dword_ptr(0x7008), 0x0000_ffff)?;
+        a.mov(dword_ptr(0x700c), 0x0000_9a00)?;
+        a.push(0x7000)?;
+        a.push(0x000f_0000)?;
+        a.lgdt(fword_ptr(esp + 2))?;
+        a.push(8)?;
+        a.push(0x7100)?;
+        a.retf()
+    })
+}
