@@ -88,6 +88,22 @@ fn lz4_legacy(payload: &[u8]) -> Result<Vec<u8>, ExtractError> {
     Ok(out)
 }
 
+/// The same ELF file with its PVH entry note made unrecognisable, so that a loader takes it for an older kernel.
+///
+/// The note (`XEN_ELFNOTE_PHYS32_ENTRY`) is found by its header: name size 4, any size of description, type 18,
+/// name "Xen".
+#[must_use]
+pub fn without_pvh_note(elf: &[u8]) -> Vec<u8> {
+    const TYPE_AND_NAME: &[u8; 8] = b"\x12\0\0\0Xen\0";
+    let mut out = elf.to_vec();
+    for at in 8..out.len().saturating_sub(8) {
+        if &out[at..at + 8] == TYPE_AND_NAME && out[at - 8..at - 4] == 4_u32.to_le_bytes() {
+            out[at] = 0xff;
+        }
+    }
+    out
+}
+
 fn u32_at(bytes: &[u8], at: usize, what: &'static str) -> Result<u32, ExtractError> {
     let word = bytes.get(at..at + 4).and_then(|word| word.try_into().ok());
     word.map(u32::from_le_bytes).ok_or(ExtractError::Truncated(what))
@@ -116,6 +132,14 @@ mod tests {
             extract(&image[..image.len() / 2]),
             Err(ExtractError::Truncated("payload"))
         );
+    }
+
+    #[test]
+    fn without_pvh_note_only_the_type_changes() {
+        let mut elf = b"before\x04\0\0\0\x08\0\0\0\x12\0\0\0Xen\0entry...".to_vec();
+        let without = without_pvh_note(&elf);
+        elf[14] = 0xff;
+        assert_eq!(without, elf);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 use umbra_integration_tests::lab::host::Host;
-use umbra_integration_tests::lab::qemu::Machine;
-use umbra_integration_tests::lab::{plan, run};
+use umbra_integration_tests::lab::plan::{self, Suite};
+use umbra_integration_tests::lab::run;
 
 /// One lab at a time: each takes two CPUs, and their limits assume that they have them.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -11,7 +11,7 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 /// The error says what could not be run; what failed in the lab is a panic with the lab's report.
 type TestResult = Result<(), Box<dyn std::error::Error>>;
 
-fn lab_is_good(npt: bool) -> TestResult {
+fn lab_is_good(suite: Suite, npt: bool) -> TestResult {
     let host = match Host::find() {
         Ok(host) => host,
         Err(missing) => {
@@ -20,20 +20,30 @@ fn lab_is_good(npt: bool) -> TestResult {
         }
     };
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let programs = plan::kvm_tests()?;
-    let name = format!("tests-npt{}", u8::from(npt));
-    let run = run(&host, &name, &Machine::for_tests(npt), &programs, &[])?;
+    let plan = plan::build(&host, suite)?;
+    let name = format!("{}-npt{}", suite.name(), u8::from(npt));
+    let run = run(&host, &name, &suite.machine(npt), &plan)?;
     assert!(run.is_good(), "{run}");
     println!("{run}");
     Ok(())
 }
 
 #[test]
-fn kvm_tests_nested_paging_pass() -> TestResult {
-    lab_is_good(true)
+fn kvm_nested_paging_passes() -> TestResult {
+    lab_is_good(Suite::Kvm, true)
 }
 
 #[test]
-fn kvm_tests_shadow_paging_pass() -> TestResult {
-    lab_is_good(false)
+fn kvm_shadow_paging_passes() -> TestResult {
+    lab_is_good(Suite::Kvm, false)
+}
+
+#[test]
+fn boot_nested_paging_passes() -> TestResult {
+    lab_is_good(Suite::Boot, true)
+}
+
+#[test]
+fn boot_shadow_paging_passes() -> TestResult {
+    lab_is_good(Suite::Boot, false)
 }

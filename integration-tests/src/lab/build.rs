@@ -36,6 +36,12 @@ pub enum BuildError {
         /// Its standard error.
         output: String,
     },
+    /// It was content, but named no executable for this target.
+    #[error("cargo built {target} and named no executable")]
+    Unnamed {
+        /// The target.
+        target: &'static str,
+    },
 }
 
 /// Builds the test executables of these packages for the lab.
@@ -47,7 +53,7 @@ pub fn test_executables(packages: &[&str]) -> Result<Vec<Executable>, BuildError
     for package in packages {
         arguments.extend(["-p", package]);
     }
-    let mut executables = cargo(&arguments)?;
+    let mut executables = lab_cargo(&arguments)?;
     // Binaries of the same packages are built on the way; their unit tests stand in the library.
     executables.retain(|executable| executable.kind != "bin");
     Ok(executables)
@@ -59,25 +65,53 @@ pub fn test_executables(packages: &[&str]) -> Result<Vec<Executable>, BuildError
 /// Cargo can't be run or fails.
 pub fn vmm(profile: &str) -> Result<PathBuf, BuildError> {
     let arguments = ["build", "-p", "umbra-vmm", "--bin", "vmm", "--profile", profile];
-    let executables = cargo(&arguments)?;
-    let found = executables.into_iter().find(|executable| executable.target == "vmm");
-    found
-        .map(|executable| executable.path)
-        .ok_or_else(|| BuildError::Failed {
-            arguments: arguments.join(" "),
-            output: "it named no executable".to_owned(),
-        })
+    named("vmm", lab_cargo(&arguments)?)
 }
 
-fn cargo(arguments: &[&str]) -> Result<Vec<Executable>, BuildError> {
+/// Builds the program that measures how a `vmm` starts, for the lab.
+///
+/// # Errors
+/// Cargo can't be run or fails.
+pub fn startup() -> Result<PathBuf, BuildError> {
+    let package = env!("CARGO_PKG_NAME");
+    named("startup", lab_cargo(&["build", "-p", package, "--bin", "startup"])?)
+}
+
+/// Builds the `vmm` binary for this machine, as `cargo build` does.
+///
+/// # Errors
+/// Cargo can't be run or fails.
+pub fn native_vmm() -> Result<PathBuf, BuildError> {
+    named("vmm", cargo(&["build", "-p", "umbra-vmm", "--bin", "vmm"], |_| {})?)
+}
+
+fn named(target: &'static str, executables: Vec<Executable>) -> Result<PathBuf, BuildError> {
+    let found = executables.into_iter().find(|executable| executable.target == target);
+    found
+        .map(|executable| executable.path)
+        .ok_or(BuildError::Unnamed { target })
+}
+
+/// Cargo for the lab: static, without the debug information that would only be unpacked, and apart from what is built
+/// for this machine.
+fn lab_cargo(arguments: &[&str]) -> Result<Vec<Executable>, BuildError> {
+    cargo(arguments, |command| {
+        command
+            .args(["--target", TARGET])
+            // Takes precedence over RUSTFLAGS and configuration, so the lab is the same whatever the caller has set.
+            .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\x1f-Cstrip=debuginfo");
+    })
+}
+
+fn cargo(arguments: &[&str], more: impl FnOnce(&mut Command)) -> Result<Vec<Executable>, BuildError> {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    let output = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(arguments)
-        .args(["--target", TARGET, "--message-format=json"])
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
-        // Takes precedence over RUSTFLAGS and configuration, so the lab is the same whatever the caller has set.
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
-        .output()?;
+        .arg("--message-format=json")
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
+    more(&mut command);
+    let output = command.output()?;
     if !output.status.success() {
         return Err(BuildError::Failed {
             arguments: arguments.join(" "),

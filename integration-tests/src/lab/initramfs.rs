@@ -67,7 +67,11 @@ pub enum InitramfsError {
     },
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, InitramfsError> {
+/// A file of this machine, whole.
+///
+/// # Errors
+/// It can't be read.
+pub fn read(path: &Path) -> Result<Vec<u8>, InitramfsError> {
     std::fs::read(path).map_err(|source| InitramfsError::Read {
         path: path.to_owned(),
         source,

@@ -12,7 +12,8 @@ pub mod qemu;
 pub mod report;
 
 use host::Host;
-use initramfs::{Extra, InitramfsError, Program};
+use initramfs::InitramfsError;
+use plan::Plan;
 use qemu::{Console, Ending, Machine, QemuError};
 use report::Report;
 use std::fmt;
@@ -30,9 +31,15 @@ pub enum LabError {
     /// QEMU can't be run.
     #[error(transparent)]
     Qemu(#[from] QemuError),
-    /// A guest kernel can't be made.
+    /// The stock kernel holds no vmlinux that we can take out.
     #[error(transparent)]
-    GuestKernel(#[from] crate::vmlinux::ExtractError),
+    Vmlinux(#[from] crate::vmlinux::ExtractError),
+    /// The kernel of the start-up figures has not been built.
+    #[error("no small kernel in {} (integration-tests/lab/build-small-kernel builds it, once)", .0.display())]
+    NoSmallKernel(PathBuf),
+    /// A guest kernel can't be assembled.
+    #[error(transparent)]
+    Assemble(#[from] iced_x86::IcedError),
 }
 
 /// One run of the lab.
@@ -85,19 +92,13 @@ impl fmt::Display for Run {
     }
 }
 
-/// Boots the lab with these programs and files and reads its report.
+/// Boots the lab with this plan and reads its report.
 ///
 /// # Errors
 /// The lab could not be run. What failed in it is in the [`Run`].
-pub fn run(
-    host: &Host,
-    name: &str,
-    machine: &Machine,
-    programs: &[Program],
-    extras: &[Extra],
-) -> Result<Run, LabError> {
+pub fn run(host: &Host, name: &str, machine: &Machine, plan: &Plan) -> Result<Run, LabError> {
     let log = log_directory().join(format!("{name}.log"));
-    let initramfs = initramfs::build(host, programs, extras)?;
+    let initramfs = initramfs::build(host, &plan.programs, &plan.files)?;
     let console = qemu::boot(host, machine, &initramfs, &log)?;
     Ok(Run {
         name: name.to_owned(),
