@@ -6,32 +6,37 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+// The texts fit 80 columns: wrapped examples can't be read.
 const EXAMPLES: &str = "\
 Examples:
-  vmm                                          run the built-in guest: does it work here, and what does MMIO cost?
-  vmm doctor                                   what this host can do for a guest, and why not where it can't
-  vmm run bzImage --initrd initrd.gz           boot Linux; its console is this terminal
+  vmm                                  run the guest that is part of this binary
+  vmm doctor                           what can this host do for a guest?
+  vmm run bzImage --initrd initrd.gz   boot Linux, its console on this terminal
   vmm run vmlinux -m 2G -c 4 --cmdline 'console=ttyS0 quiet'
-  vmm run --config guest.toml --stats=json     the flags of `run` are also the keys of the file; flags win
+  vmm run --config guest.toml -m 4G    flags win over the file
 
 While a guest has the terminal: Ctrl-a h helps, Ctrl-a x ends the guest.";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
   vmm run /boot/vmlinuz --initrd /boot/initrd.img -m 1G -c 2
-  vmm run kernel.elf --initrd module.bin --cmdline 'test=all'       multiboot1: the initrd is the first module
-  vmm run bzImage --no-reboot --stats --stats-file stats.txt < /dev/null
-  vmm run --config guest.toml -m 4G                                 a flag wins over the file
+  vmm run kernel.elf --initrd module.bin --cmdline 'test=all'
+  vmm run bzImage --no-reboot --stats-file stats.txt < /dev/null
+  vmm run --config guest.toml -m 4G
 
-A guest.toml (every flag above is a key; paths are relative to the file):
+A guest.toml (every flag is a key, paths are relative to the file):
   kernel = \"bzImage\"
   initrd = \"initrd.gz\"
   cmdline = \"console=ttyS0 quiet\"
   memory = \"512M\"
   cpus = 2
 
-Keys, when standard input is a terminal: Ctrl-a h help, Ctrl-a x end the guest, Ctrl-a s statistics,
-Ctrl-a p pause and resume, Ctrl-a a a literal Ctrl-a.";
+Keys, when standard input is a terminal:
+  Ctrl-a h  help                 Ctrl-a x  end the guest
+  Ctrl-a s  statistics           Ctrl-a p  pause and resume
+  Ctrl-a a  a literal Ctrl-a
+
+`vmm --help` lists the exit statuses.";
 
 /// The whole command line.
 #[derive(Parser, Debug)]
@@ -198,6 +203,13 @@ mod tests {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
         assert_eq!(parse("vmm --help").unwrap_err().exit_code(), 0);
+    }
+
+    #[test]
+    fn examples_fit_80_columns() {
+        for text in [EXAMPLES, RUN_EXAMPLES, exit_status::TABLE] {
+            assert!(text.lines().all(|line| line.chars().count() < 80), "{text}");
+        }
     }
 
     #[test]

@@ -45,8 +45,9 @@ Exit status:
   16  left with Ctrl-a x
   18  the built-in guest gave a wrong answer
   70  a bug in the vmm
- odd  the guest wrote N to the debug-exit port 0xf4: status (N << 1) | 1, as QEMU's isa-debug-exit
-SIGTERM, SIGINT, SIGQUIT and SIGHUP stop the guest, restore the terminal and then end the vmm by that same signal.";
+ odd  the guest wrote N to the debug-exit port 0xf4: (N << 1) | 1, as in QEMU
+SIGTERM, SIGINT, SIGQUIT and SIGHUP stop the guest, restore the terminal and
+then end the vmm by that same signal.";
 
 impl ExitStatus {
     /// The number given to the operating system.
