@@ -9,7 +9,7 @@ use std::path::PathBuf;
 // The texts fit 80 columns: wrapped examples can't be read.
 const EXAMPLES: &str = "\
 Examples:
-  vmm                                  run the guest that is part of this binary
+  vmm                                  run the built-in guest
   vmm doctor                           what can this host do for a guest?
   vmm run bzImage --initrd initrd.gz   boot Linux, its console on this terminal
   vmm run vmlinux -m 2G -c 4 --cmdline 'console=ttyS0 quiet'
