@@ -3,7 +3,8 @@
 //! Read in this order: [`exit`] (what a vCPU says and what it is told), [`backend`] (who says it), [`regs`]; then
 //! [`handle`] (what to do about an exit), [`platform`] (what that asks of the machine), [`run_loop`] and [`control`]
 //! (threads, pause and stop), [`stats`] and [`report`] (what people get to see); then the backends: [`kvm`] and, for
-//! tests, [`scripted`].
+//! tests, [`scripted`]. [`emulate`] executes single instructions in software, and [`fallback`] uses it where a backend
+//! can't.
 
 pub mod backend;
 pub mod control;

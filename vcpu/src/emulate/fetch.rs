@@ -28,7 +28,7 @@ impl<E: Memory + Platform> Cpu<E> {
                 MAX
             } else {
                 let last = u64::from(self.state.sys.cs.limit);
-                usize::try_from(last - (offset + have as u64) + 1).unwrap_or(MAX)
+                usize::try_from(last.saturating_sub(offset + have as u64) + 1).unwrap_or(MAX)
             };
             let chunk = to_page_end.min(to_limit).min(MAX - have);
             self.env.read(at, &mut bytes[have..have + chunk], access)?;
@@ -37,6 +37,8 @@ impl<E: Memory + Platform> Cpu<E> {
             match error {
                 DecoderError::NoMoreBytes if have < MAX => {}
                 DecoderError::NoMoreBytes => return Err(Exception::gp(0).into()),
+                // All 15 bytes were looked at and they are no instruction yet.
+                DecoderError::InvalidInstruction if insn.len() >= MAX => return Err(Exception::gp(0).into()),
                 _ => return Ok(insn),
             }
         }

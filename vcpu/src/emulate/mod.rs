@@ -25,6 +25,7 @@ mod fetch;
 mod flag_ops;
 pub mod flags;
 pub mod fpu;
+pub mod fuzz;
 pub mod interrupt;
 mod iret;
 mod logic;

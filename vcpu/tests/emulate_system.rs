@@ -1,0 +1,416 @@
+//! System instructions and event delivery of the instruction core against expectations from the manuals (SDM vol. 3A
+//! chapters 5, 6 and 20, vol. 2).
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "test code with small numbers"
+)]
+
+use umbra_devices::IoSize;
+use umbra_memslots::Gva;
+use umbra_vcpu::emulate::state::{RSP, cr0, cr4, efer};
+use umbra_vcpu::emulate::{
+    Access, Cpu, CpuState, Event, Exception, Memory, Platform, Source, Step, Stop, Translation, exception, flags,
+};
+use umbra_vcpu::regs::{DescriptorTable, Segment};
+
+const GDT: u64 = 0x1000;
+const IDT: u64 = 0x2000;
+const TSS: u64 = 0x3000;
+const CODE: u64 = 0x4000;
+const STACK: u64 = 0x8000;
+const KERNEL_STACK: u64 = 0x9000;
+const HANDLER: u64 = 0x5000;
+
+/// 64 KiB of memory without paging.
+struct Flat(Vec<u8>);
+
+impl Flat {
+    fn put(&mut self, at: u64, bytes: &[u8]) {
+        self.0[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn number(&self, at: u64, bytes: usize) -> u64 {
+        let slice = &self.0[at as usize..at as usize + bytes];
+        slice.iter().rev().fold(0, |n, byte| (n << 8) | u64::from(*byte))
+    }
+}
+
+impl Memory for Flat {
+    fn read(&mut self, at: Gva, bytes: &mut [u8], access: Access) -> Result<(), Stop> {
+        self.probe(at, bytes.len(), access)?;
+        bytes.copy_from_slice(&self.0[at.get() as usize..at.get() as usize + bytes.len()]);
+        Ok(())
+    }
+
+    fn write(&mut self, at: Gva, bytes: &[u8], access: Access) -> Result<(), Stop> {
+        self.probe(at, bytes.len(), access)?;
+        self.put(at.get(), bytes);
+        Ok(())
+    }
+
+    fn probe(&mut self, at: Gva, length: usize, _access: Access) -> Result<(), Stop> {
+        if at.get() + length as u64 > self.0.len() as u64 {
+            return Err(Exception::page_fault(2, at).into());
+        }
+        Ok(())
+    }
+
+    fn compare_exchange(&mut self, at: Gva, _old: &[u8], new: &[u8], access: Access) -> Result<bool, Stop> {
+        self.write(at, new, access).map(|()| true)
+    }
+}
+
+impl Platform for Flat {
+    fn port_in(&mut self, _port: u16, _size: IoSize) -> Result<u32, Stop> {
+        Ok(0x5a)
+    }
+    fn port_out(&mut self, _port: u16, _size: IoSize, _value: u32) -> Result<(), Stop> {
+        Ok(())
+    }
+    fn read_msr(&mut self, _index: u32) -> Result<u64, Stop> {
+        Err(Exception::gp(0).into())
+    }
+    fn write_msr(&mut self, _index: u32, _value: u64) -> Result<(), Stop> {
+        Err(Exception::gp(0).into())
+    }
+    fn cpuid(&mut self, _leaf: u32, _subleaf: u32) -> [u32; 4] {
+        [0; 4]
+    }
+    fn tsc(&mut self) -> u64 {
+        0
+    }
+    fn translation(&mut self, _change: Translation, _state: &CpuState) {}
+    fn physical_width(&self) -> u32 {
+        40
+    }
+}
+
+/// Selectors of the GDT that `machine` makes.
+const KERNEL_CODE: u16 = 0x08;
+const KERNEL_DATA: u16 = 0x10;
+const USER_DATA: u16 = 0x1b;
+const USER_CODE: u16 = 0x23;
+const TASK: u16 = 0x28;
+
+fn segment(selector: u16, kind: u8, dpl: u8, long: bool) -> Segment {
+    Segment {
+        selector,
+        limit: u32::MAX,
+        kind,
+        dpl,
+        non_system: true,
+        present: true,
+        long,
+        db: !long,
+        granularity: true,
+        ..Segment::default()
+    }
+}
+
+/// A CPU at `cpl` with `code` at [`CODE`], flat segments, and a TSS with [`KERNEL_STACK`] for level 0.
+fn machine(long: bool, cpl: u8, code: &[u8]) -> Cpu<Flat> {
+    let mut memory = Flat(vec![0; 0x1_0000]);
+    let code_type = if long { 0x00af } else { 0x00cf };
+    for (index, access, flags) in [
+        (1, 0x9b, code_type),
+        (2, 0x93, 0xcf),
+        (3, 0xf3, 0xcf),
+        (4, 0xfb, code_type),
+    ] {
+        let descriptor = 0xffff_u64 | access << 40 | flags << 48;
+        memory.put(GDT + 8 * index, &descriptor.to_le_bytes());
+    }
+    let mut state = CpuState::default();
+    let sys = &mut state.sys;
+    let (code_selector, data_selector) = if cpl == 0 {
+        (KERNEL_CODE, KERNEL_DATA)
+    } else {
+        (USER_CODE, USER_DATA)
+    };
+    sys.cs = segment(code_selector, 11, cpl, long);
+    sys.ss = segment(data_selector, 3, cpl, false);
+    (sys.ds, sys.es) = (sys.ss, sys.ss);
+    sys.gdt = DescriptorTable { base: GDT, limit: 0x3f };
+    sys.idt = DescriptorTable {
+        base: IDT,
+        limit: 0xfff,
+    };
+    sys.tr = Segment {
+        selector: TASK,
+        base: TSS,
+        limit: 0x67,
+        kind: 11,
+        present: true,
+        ..Segment::default()
+    };
+    sys.cr0 = cr0::PE;
+    if long {
+        sys.cr0 |= cr0::PG;
+        sys.cr4 = cr4::PAE;
+        sys.efer = efer::LME | efer::LMA | efer::SCE;
+        memory.put(TSS + 4, &KERNEL_STACK.to_le_bytes());
+    } else {
+        memory.put(TSS + 4, &(KERNEL_STACK as u32).to_le_bytes());
+        memory.put(TSS + 8, &KERNEL_DATA.to_le_bytes());
+    }
+    // No I/O permission bitmap.
+    memory.put(TSS + 0x66, &[0x68, 0]);
+    memory.put(CODE, code);
+    state.gpr[RSP] = STACK;
+    state.rip = CODE;
+    state.rflags = flags::FIXED | flags::IF | flags::CF;
+    Cpu::new(state, memory)
+}
+
+fn gate(cpu: &mut Cpu<Flat>, vector: u64, kind: u64, dpl: u64, ist: u64) {
+    let low = HANDLER | u64::from(KERNEL_CODE) << 16 | (ist | (0x80 | dpl << 5 | kind) << 8) << 32;
+    let size = if cpu.state.long_mode() { 16 } else { 8 };
+    cpu.env.put(IDT + size * vector, &low.to_le_bytes());
+}
+
+const DONE: Step = Step::Done { trap: false };
+
+#[test]
+fn interrupt_in_real_mode_pushes_three_words_and_iret_takes_them_back() {
+    let mut cpu = machine(false, 0, &[0xcd, 0x10]);
+    cpu.state.sys.cr0 = 0;
+    for segment in [&mut cpu.state.sys.cs, &mut cpu.state.sys.ss] {
+        *segment = Segment {
+            limit: 0xffff,
+            kind: 3,
+            non_system: true,
+            present: true,
+            ..Segment::default()
+        };
+    }
+    cpu.state.sys.idt = DescriptorTable { base: 0, limit: 0x3ff };
+    cpu.env.put(0x40, &[0x00, 0x02, 0x20, 0x05]); // 0520:0200
+    cpu.env.put(0x5400, &[0xcf]);
+    assert_eq!(cpu.step(), DONE);
+    assert_eq!((cpu.state.sys.cs.base, cpu.state.rip), (0x5200, 0x200));
+    assert_eq!(cpu.env.number(STACK - 6, 2), CODE + 2);
+    assert_eq!(cpu.env.number(STACK - 2, 2), flags::FIXED | flags::IF | flags::CF);
+    assert!(!cpu.state.flag(flags::IF));
+    assert_eq!(cpu.step(), DONE);
+    assert_eq!(
+        (cpu.state.sys.cs.base, cpu.state.rip, cpu.state.gpr[RSP]),
+        (0, CODE + 2, STACK)
+    );
+    assert!(cpu.state.flag(flags::IF));
+}
+
+#[test]
+fn interrupt_from_level_3_changes_the_stack_and_iretd_returns() {
+    let mut cpu = machine(false, 3, &[0xcd, 0x80]);
+    gate(&mut cpu, 0x80, 14, 3, 0);
+    cpu.env.put(HANDLER, &[0xcf]);
+    assert_eq!(cpu.step(), DONE);
+    assert_eq!((cpu.state.cpl(), cpu.state.rip), (0, HANDLER));
+    assert_eq!(
+        (cpu.state.sys.cs.selector, cpu.state.sys.ss.selector),
+        (KERNEL_CODE, KERNEL_DATA)
+    );
+    assert_eq!(cpu.state.gpr[RSP], KERNEL_STACK - 20);
+    let frame: Vec<u64> = (0..5)
+        .map(|index| cpu.env.number(KERNEL_STACK - 20 + 4 * index, 4))
+        .collect();
+    let rflags = flags::FIXED | flags::IF | flags::CF;
+    assert_eq!(
+        frame,
+        [CODE + 2, u64::from(USER_CODE), rflags, STACK, u64::from(USER_DATA)]
+    );
+    assert_eq!(cpu.step(), DONE);
+    assert_eq!(
+        (cpu.state.cpl(), cpu.state.rip, cpu.state.gpr[RSP]),
+        (3, CODE + 2, STACK)
+    );
+}
+
+#[test]
+fn page_fault_in_long_mode_uses_the_interrupt_stack_table_and_aligns() {
+    let mut cpu = machine(true, 3, &[0x90]);
+    gate(&mut cpu, 14, 14, 0, 2);
+    cpu.env.put(TSS + 0x2c, &0x9ff9_u64.to_le_bytes());
+    cpu.env.put(HANDLER, &[0x48, 0xcf]);
+    let event = Event {
+        exception: Exception::page_fault(6, Gva::new(0x1234)),
+        source: Source::Exception,
+    };
+    assert_eq!(cpu.deliver(event), Ok(()));
+    assert_eq!(
+        (cpu.state.sys.cr2, cpu.state.rip, cpu.state.cpl()),
+        (0x1234, HANDLER, 0)
+    );
+    assert_eq!(cpu.state.gpr[RSP], 0x9ff0 - 48);
+    assert_eq!(cpu.env.number(0x9ff0 - 48, 8), 6, "error code");
+    assert_eq!(cpu.env.number(0x9ff0 - 16, 8), STACK);
+    assert!(cpu.state.sys.ss.unusable && cpu.state.sys.ss.selector == 0);
+    // The handler drops the error code.
+    cpu.state.gpr[RSP] += 8;
+    assert_eq!(cpu.step(), DONE);
+    assert_eq!((cpu.state.rip, cpu.state.gpr[RSP], cpu.state.cpl()), (CODE, STACK, 3));
+}
+
+#[test]
+fn virtual_8086_interrupt_saves_all_segments_and_iretd_restores_them() {
+    let mut cpu = machine(false, 0, &[]);
+    cpu.state.rflags |= flags::VM | flags::IOPL;
+    let sys = &mut cpu.state.sys;
+    for (selector, segment) in [
+        (0x400, &mut sys.cs),
+        (0x700, &mut sys.ss),
+        (0x111, &mut sys.ds),
+        (0x222, &mut sys.es),
+    ] {
+        *segment = Segment {
+            selector,
+            base: u64::from(selector) << 4,
+            limit: 0xffff,
+            kind: 3,
+            dpl: 3,
+            non_system: true,
+            present: true,
+            ..Segment::default()
+        };
+    }
+    (cpu.state.rip, cpu.state.gpr[RSP]) = (0, 0x100);
+    cpu.env.put(CODE, &[0xcd, 0x21]);
+    gate(&mut cpu, 0x21, 14, 3, 0);
+    cpu.env.put(HANDLER, &[0xcf]);
+    assert_eq!(cpu.step(), DONE);
+    assert!(!cpu.state.flag(flags::VM) && cpu.state.cpl() == 0 && cpu.state.sys.ds.unusable);
+    let frame: Vec<u64> = (0..9)
+        .map(|index| cpu.env.number(KERNEL_STACK - 36 + 4 * index, 4))
+        .collect();
+    assert_eq!((frame[0], frame[1], frame[3], frame[4]), (2, 0x400, 0x100, 0x700));
+    assert_eq!((frame[5], frame[6]), (0x222, 0x111));
+    assert_eq!(cpu.step(), DONE);
+    assert!(cpu.state.flag(flags::VM));
+    assert_eq!(
+        (cpu.state.sys.ds.selector, cpu.state.sys.es.base, cpu.state.rip),
+        (0x111, 0x2220, 2)
+    );
+}
+
+#[test]
+fn software_interrupt_through_a_privileged_gate_is_a_protection_fault() {
+    let mut cpu = machine(true, 3, &[0xcd, 0x30]);
+    gate(&mut cpu, 0x30, 14, 0, 0);
+    assert_eq!(cpu.step(), Step::Fault(Exception::gp(0x30 * 8 + 2)));
+    assert_eq!((cpu.state.rip, cpu.state.cpl()), (CODE, 3));
+}
+
+#[test]
+fn a_fault_without_any_gate_becomes_a_triple_fault_and_with_one_a_double_fault() {
+    let event = Event {
+        exception: Exception::gp(0),
+        source: Source::Exception,
+    };
+    let mut cpu = machine(true, 0, &[]);
+    assert_eq!(cpu.deliver(event), Err(Stop::TripleFault));
+    gate(&mut cpu, u64::from(exception::DF), 14, 0, 0);
+    assert_eq!(cpu.deliver(event), Ok(()));
+    assert_eq!(cpu.env.number(cpu.state.gpr[RSP], 8), 0, "a double fault's error code");
+    assert_eq!(cpu.env.number(cpu.state.gpr[RSP] + 8, 8), CODE);
+}
+
+#[test]
+fn syscall_and_sysret_swap_levels_without_memory() {
+    let mut cpu = machine(true, 3, &[0x0f, 0x05]);
+    cpu.state.msrs.star = 0x0013_0008_0000_0000;
+    cpu.state.msrs.lstar = HANDLER;
+    cpu.state.msrs.sfmask = flags::IF;
+    cpu.env.put(HANDLER, &[0x48, 0x0f, 0x07]);
+    assert_eq!(cpu.step(), DONE);
+    assert_eq!(
+        (cpu.state.rip, cpu.state.cpl(), cpu.state.gpr[1]),
+        (HANDLER, 0, CODE + 2)
+    );
+    assert!(!cpu.state.flag(flags::IF));
+    assert_eq!((cpu.state.sys.cs.selector, cpu.state.sys.ss.selector), (8, 0x10));
+    assert_eq!(cpu.step(), DONE);
+    assert_eq!((cpu.state.rip, cpu.state.cpl()), (CODE + 2, 3));
+    assert_eq!((cpu.state.sys.cs.selector, cpu.state.sys.ss.selector), (0x23, 0x1b));
+    assert!(cpu.state.flag(flags::IF) && cpu.state.sys.cs.long);
+}
+
+#[test]
+fn call_gate_to_level_0_and_far_return() {
+    // call [rip]: the pointer lies behind the code.
+    let mut cpu = machine(true, 3, &[0xff, 0x1d, 0, 0, 0, 0, 0, 0, 0, 0, 0x33, 0]);
+    let gate = HANDLER | u64::from(KERNEL_CODE) << 16 | 0xec00 << 32;
+    cpu.env.put(GDT + 0x30, &gate.to_le_bytes());
+    cpu.env.put(HANDLER, &[0x48, 0xcb]);
+    assert_eq!(cpu.step(), DONE);
+    assert_eq!(
+        (cpu.state.rip, cpu.state.cpl(), cpu.state.gpr[RSP]),
+        (HANDLER, 0, KERNEL_STACK - 32)
+    );
+    assert_eq!(cpu.env.number(KERNEL_STACK - 32, 8), CODE + 6);
+    assert_eq!(cpu.step(), DONE);
+    assert_eq!(
+        (cpu.state.rip, cpu.state.cpl(), cpu.state.gpr[RSP]),
+        (CODE + 6, 3, STACK)
+    );
+}
+
+#[test]
+fn paging_with_lme_turns_long_mode_on_and_needs_pae() {
+    let mut cpu = machine(false, 0, &[0x0f, 0x22, 0xc0]); // mov cr0, eax
+    cpu.state.sys.efer = efer::LME;
+    cpu.state.gpr[0] = cr0::PE | cr0::PG;
+    assert_eq!(cpu.step(), Step::Fault(Exception::gp(0)));
+    cpu.state.sys.cr4 = cr4::PAE;
+    assert_eq!(cpu.step(), DONE);
+    assert!(cpu.state.long_mode() && !cpu.state.long_code());
+}
+
+#[test]
+fn privileged_instructions_fault_at_level_3() {
+    for code in [
+        &[0xf4][..],         // hlt
+        &[0x0f, 0x01, 0x3b], // invlpg [rbx]
+        &[0x0f, 0x22, 0xd8], // mov cr3, rax
+        &[0x0f, 0x30],       // wrmsr
+        &[0x0f, 0x06],       // clts
+        &[0x0f, 0x01, 0x13], // lgdt [rbx]
+        &[0xfa],             // cli with IOPL 0
+        &[0xe4, 0x60],       // in al, 0x60 without a bitmap
+        &[0x0f, 0x09],       // wbinvd
+        &[0x0f, 0x01, 0xf8], // swapgs
+    ] {
+        let mut cpu = machine(true, 3, code);
+        assert_eq!(cpu.step(), Step::Fault(Exception::gp(0)), "{code:02x?}");
+    }
+}
+
+#[test]
+fn stack_segment_load_and_sti_hold_interrupts_off_for_one_instruction() {
+    let mut cpu = machine(true, 0, &[0xfa, 0xfb, 0x90, 0x8e, 0xd0]);
+    cpu.state.gpr[0] = u64::from(KERNEL_DATA);
+    let shadow: Vec<bool> = (0..4)
+        .map(|_| {
+            assert_eq!(cpu.step(), DONE);
+            cpu.state.interrupt_shadow
+        })
+        .collect();
+    assert_eq!(shadow, [false, true, false, true]);
+}
+
+#[test]
+fn an_instruction_across_a_page_end_into_nothing_faults_with_the_second_pages_address() {
+    let mut cpu = machine(true, 0, &[]);
+    cpu.state.rip = 0xffff;
+    cpu.env.put(0xffff, &[0x48]);
+    assert_eq!(cpu.step(), Step::Fault(Exception::page_fault(2, Gva::new(0x1_0000))));
+    // One that ends there does not look further.
+    cpu.env.put(0xffff, &[0x90]);
+    assert_eq!(cpu.step(), DONE);
+}
+
+#[test]
+fn too_long_an_instruction_is_a_protection_fault() {
+    let mut cpu = machine(true, 0, &[0x66; 15]);
+    assert_eq!(cpu.step(), Step::Fault(Exception::gp(0)));
+}
