@@ -1,4 +1,4 @@
-//! The MMU: MMIO SPTEs, direct tables, and walks over a guest's page tables.
+//! The MMU: MMIO SPTEs, direct tables, shadow tables, and walks over a guest's page tables.
 //!
 //! Read in this order: [`access_mask`] (permissions), [`shadow`] (the bits of an entry), [`mmio`] (how an entry says
 //! "MMIO"), [`tables`] (where entries are kept), [`direct`] (the tables that answer by gfn, and the answer),
@@ -14,6 +14,7 @@ pub mod guest_walk;
 pub mod hw_model;
 pub mod mmio;
 pub mod observer;
+mod pool;
 pub mod shadow;
 mod sync;
 pub mod tables;

@@ -22,6 +22,10 @@ pub trait MmuObserver {
     #[inline]
     fn handle_mmio_page_fault(&mut self, _gva: Option<Gva>, _gfn: Gfn, _access: AccessMask) {}
 
+    /// A leaf was installed.
+    #[inline]
+    fn set_spte(&mut self, _at: EntryLocation, _gfn: Gfn, _level: u8, _spte: u64) {}
+
     /// Everything that an address space's tables knew was thrown away.
     #[inline]
     fn zap_all_fast(&mut self, _address_space: AddressSpaceId, _tables_in_use: u32) {}
@@ -44,6 +48,10 @@ impl<O: MmuObserver> MmuObserver for &mut O {
 
     fn handle_mmio_page_fault(&mut self, gva: Option<Gva>, gfn: Gfn, access: AccessMask) {
         (**self).handle_mmio_page_fault(gva, gfn, access);
+    }
+
+    fn set_spte(&mut self, at: EntryLocation, gfn: Gfn, level: u8, spte: u64) {
+        (**self).set_spte(at, gfn, level, spte);
     }
 
     fn zap_all_fast(&mut self, address_space: AddressSpaceId, tables_in_use: u32) {

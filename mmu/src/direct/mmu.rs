@@ -13,10 +13,9 @@ use super::slots::{SlotSet, SlotSource};
 use super::table::{DirectTable, NewTableError, TableWriter, Zapped};
 use super::vcpu::{DirectVcpu, Direction, MmioAnswer, MmioSource};
 use crate::access_mask::AccessMask;
-use crate::mmio::{CachedMmio, Freshness, MmioEra, MmioGen, MmioSpte};
+use crate::mmio::{CachedMmio, Eras, Freshness, MmioEra, MmioGen, MmioSpte};
 use crate::observer::MmuObserver;
 use crate::shadow::SpteLayout;
-use crate::sync::{AtomicU64, Ordering};
 use crate::tables::{HeapTables, TableSpace, TableSpaceError};
 use umbra_memslots::{AddressSpaceId, Generation, Gfn, GfnRange, Gpa};
 
@@ -60,7 +59,7 @@ pub enum DirectError {
 pub struct DirectMmu<S = HeapTables> {
     table: DirectTable<S>,
     /// For each address space, the era to which all its MMIO SPTEs belong. Only moves forward, under the table's lock.
-    eras: [AtomicU64; AddressSpaceId::COUNT as usize],
+    eras: Eras,
 }
 
 impl DirectMmu {
@@ -80,7 +79,7 @@ impl<S: TableSpace> DirectMmu<S> {
     pub fn over(table: DirectTable<S>) -> Self {
         Self {
             table,
-            eras: AddressSpaceId::ALL.map(|_| AtomicU64::new(0)),
+            eras: Eras::new(),
         }
     }
 
@@ -149,16 +148,16 @@ impl<S: TableSpace> DirectMmu<S> {
     /// them go now (`kvm_mmu_invalidate_mmio_sptes`). Says whether they did.
     pub fn generation_changes(&self, address_space: AddressSpaceId, next: Generation) -> bool {
         let era = MmioEra::of(next, self.layout().generation_spans());
-        self.era(address_space) != era && self.table.write(|writer| self.enter_era(writer, address_space, era))
+        self.eras.of(address_space) != era && self.table.write(|writer| self.enter_era(writer, address_space, era))
     }
 
     /// Moves the tables of an address space forward into `era`; says whether there was anything to do.
     fn enter_era(&self, writer: &mut TableWriter<'_, S>, address_space: AddressSpaceId, era: MmioEra) -> bool {
-        let forward = era > self.era(address_space);
+        let forward = era > self.eras.of(address_space);
         if forward {
             writer.zap_all(address_space);
             // Only now may anybody believe the tables again.
-            self.era_cell(address_space).store(era.get(), Ordering::Release);
+            self.eras.enter(address_space, era);
         }
         forward
     }
@@ -176,13 +175,13 @@ impl<S: TableSpace> DirectMmu<S> {
     ) -> Option<AccessMask> {
         let layout = self.layout();
         let era = MmioEra::of(generation, layout.generation_spans());
-        if self.era(address_space) != era {
+        if self.eras.of(address_space) != era {
             return None;
         }
         let spte = MmioSpte::recognise(layout, self.table.walk_from(&mut vcpu.last, address_space, gfn)?.entry)?;
         // Again: a vCPU that sees newer slots may have moved the tables into the next era during the walk. An entry of
         // the new era was loaded with acquire, after which the new era is seen too.
-        if self.era(address_space) != era || spte.gfn(layout) != gfn {
+        if self.eras.of(address_space) != era || spte.gfn(layout) != gfn {
             return None;
         }
         let freshness = spte.check(layout, generation);
@@ -196,16 +195,6 @@ impl<S: TableSpace> DirectMmu<S> {
             }
             Freshness::InProgress => None,
         }
-    }
-
-    #[inline]
-    fn era(&self, address_space: AddressSpaceId) -> MmioEra {
-        MmioEra::from_raw(self.era_cell(address_space).load(Ordering::Acquire))
-    }
-
-    #[inline]
-    fn era_cell(&self, address_space: AddressSpaceId) -> &AtomicU64 {
-        &self.eras[usize::from(address_space.index())]
     }
 
     #[cold]
@@ -263,7 +252,7 @@ impl<S: TableSpace> DirectMmu<S> {
         };
         self.table.write(|writer| {
             let era = MmioEra::of(generation, spans);
-            if era < self.era(address_space) {
+            if era < self.eras.of(address_space) {
                 // This vCPU's view of the slots is so old that its date would be taken for one of the present era.
                 return;
             }

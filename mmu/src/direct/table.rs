@@ -3,18 +3,13 @@
 //! **Reading** takes no lock, writes nothing shared and allocates nothing: four or five dependent loads, between two
 //! loads of a counter. **Writing** is serialised by one lock.
 //!
-//! Tables are recycled, and a reader may be inside one when that happens. It can't read freed memory (tables are
-//! named by index, see [`crate::tables`]), but it could read what the table holds in its next life. So the writer
-//! first unlinks, then counts `recycled` up, then clears and reuses; the reader compares the counter
-//! before and after. If it followed a link that was already cut when it started, it would have seen the cut (the
-//! counter's acquire); if it read an entry of the next life, it sees the counter moved (that entry's acquire). In
-//! both cases it throws its answer away. `tests/loom_direct.rs` checks this.
+//! Tables are recycled; how a reader notices is told in the module `pool`.
 
 use super::levels::Levels;
+use crate::pool::{FreeTables, TablePool, entries};
 use crate::shadow::{SpteLayout, link};
-use crate::sync::{AtomicU64, Lock, Ordering};
-use crate::tables::{ENTRIES, EntryLocation, HeapTables, INDEX_BITS, TableId, TableSpace};
-use alloc::vec::Vec;
+use crate::sync::Lock;
+use crate::tables::{EntryLocation, HeapTables, INDEX_BITS, TableId, TableSpace};
 use core::fmt;
 use umbra_memslots::{AddressSpaceId, Gfn, GfnRange};
 
@@ -101,18 +96,8 @@ pub struct Zapped {
 pub struct DirectTable<S = HeapTables> {
     layout: SpteLayout,
     levels: Levels,
-    space: S,
-    /// How often tables were recycled. Only moves under the lock.
-    recycled: AtomicU64,
+    pool: TablePool<S>,
     free: Lock<FreeTables>,
-}
-
-/// Tables that are empty and linked from nowhere.
-struct FreeTables {
-    /// Were in use, and have been cleared.
-    returned: Vec<TableId>,
-    /// From here on none was ever in use.
-    untouched: u32,
 }
 
 impl<S: TableSpace> DirectTable<S> {
@@ -129,20 +114,13 @@ impl<S: TableSpace> DirectTable<S> {
         if capacity < needed {
             return Err(NewTableError::TooFewTables { capacity, needed });
         }
-        let table = Self {
+        let (pool, free) = TablePool::new(space, layout.empty(), roots);
+        Ok(Self {
             layout,
             levels,
-            space,
-            recycled: AtomicU64::new(0),
-            free: Lock::new(FreeTables {
-                returned: Vec::with_capacity(capacity as usize),
-                untouched: roots,
-            }),
-        };
-        for space in AddressSpaceId::ALL {
-            table.make_empty(table.root(space));
-        }
-        Ok(table)
+            pool,
+            free: Lock::new(free),
+        })
     }
 
     /// The layout of the entries.
@@ -160,7 +138,7 @@ impl<S: TableSpace> DirectTable<S> {
     /// Where the tables are.
     #[must_use]
     pub fn space(&self) -> &S {
-        &self.space
+        self.pool.space()
     }
 
     /// The root of an address space's tree.
@@ -182,10 +160,10 @@ impl<S: TableSpace> DirectTable<S> {
     #[inline]
     #[must_use]
     pub fn walk(&self, address_space: AddressSpaceId, gfn: Gfn) -> Option<Leaf> {
-        let before = self.recycled.load(Ordering::Acquire);
+        let before = self.pool.recycled();
         let leaf = self.walk_once(self.root(address_space), gfn);
         // The loads of the walk are acquire: this one comes after them.
-        (self.recycled.load(Ordering::Acquire) == before).then_some(leaf)
+        (self.pool.recycled() == before).then_some(leaf)
     }
 
     /// As [`DirectTable::walk`], beginning at the last table of the last walk if that leads to `gfn`, too: pages of
@@ -194,14 +172,14 @@ impl<S: TableSpace> DirectTable<S> {
     #[must_use]
     pub fn walk_from(&self, last: &mut LastTable, address_space: AddressSpaceId, gfn: Gfn) -> Option<Leaf> {
         let region = (address_space, gfn.get() >> INDEX_BITS);
-        let before = self.recycled.load(Ordering::Acquire);
+        let before = self.pool.recycled();
         if last.recycled == before && last.region == Some(region) {
             let at = EntryLocation {
                 table: last.table,
                 index: self.levels.index(gfn, 1),
             };
-            let entry = self.space.load(at);
-            return (self.recycled.load(Ordering::Acquire) == before).then_some(Leaf { entry, level: 1, at });
+            let entry = self.pool.space().load(at);
+            return (self.pool.recycled() == before).then_some(Leaf { entry, level: 1, at });
         }
         let leaf = self.walk(address_space, gfn)?;
         if leaf.level == 1 {
@@ -243,7 +221,7 @@ impl<S: TableSpace> DirectTable<S> {
             };
         }
         let mut level = TOP;
-        let mut entry = self.space.load(at);
+        let mut entry = self.pool.space().load(at);
         while level > 1 {
             let Some(table) = self.next(entry) else { break };
             level -= 1;
@@ -251,27 +229,14 @@ impl<S: TableSpace> DirectTable<S> {
                 table,
                 index: self.levels.index(gfn, level),
             };
-            entry = self.space.load(at);
+            entry = self.pool.space().load(at);
         }
         Leaf { entry, level, at }
     }
 
     #[inline]
     fn next(&self, entry: u64) -> Option<TableId> {
-        self.space.table_at(link::target(&self.layout, entry)?)
-    }
-
-    fn entries(table: TableId) -> impl Iterator<Item = EntryLocation> {
-        (0u16..).take(ENTRIES).map(move |index| EntryLocation { table, index })
-    }
-
-    /// A table of zeros, as the space came, becomes one of empty entries.
-    fn make_empty(&self, table: TableId) {
-        if self.layout.empty() != 0 {
-            for at in Self::entries(table) {
-                self.space.store(at, self.layout.empty());
-            }
-        }
+        self.pool.space().table_at(link::target(&self.layout, entry)?)
     }
 }
 
@@ -294,12 +259,13 @@ impl<S: TableSpace> TableWriter<'_, S> {
             if leaf.level > 1 && self.table.levels.holds(gfn) {
                 let child = self.allocate()?;
                 self.table
-                    .space
-                    .store(leaf.at, link::encode(layout, self.table.space.address(child)));
+                    .pool
+                    .space()
+                    .store(leaf.at, link::encode(layout, self.table.pool.space().address(child)));
                 continue;
             }
             if leaf.level == 1 && leaf.entry != entry {
-                self.table.space.store(leaf.at, entry);
+                self.table.pool.space().store(leaf.at, entry);
             }
             return Ok(Installed {
                 at: leaf.at,
@@ -311,8 +277,7 @@ impl<S: TableSpace> TableWriter<'_, S> {
     /// Number of tables in use, roots included.
     #[must_use]
     pub fn tables_in_use(&self) -> u32 {
-        let returned = u32::try_from(self.free.returned.len()).unwrap_or(u32::MAX);
-        self.free.untouched.saturating_sub(returned)
+        self.table.pool.in_use(self.free)
     }
 
     /// Removes all entries for gfns of the range, and the tables that held nothing else.
@@ -335,7 +300,7 @@ impl<S: TableSpace> TableWriter<'_, S> {
         let levels = self.table.levels;
         for index in levels.index(range.start(), level)..=levels.index(range.last(), level) {
             let at = EntryLocation { table, index };
-            let entry = self.table.space.load(at);
+            let entry = self.table.pool.space().load(at);
             if entry == self.table.layout.empty() {
                 continue;
             }
@@ -346,13 +311,13 @@ impl<S: TableSpace> TableWriter<'_, S> {
                     self.zap_below(child, level - 1, part, zapped);
                 }
                 (Some(child), _) => {
-                    self.table.space.store(at, self.table.layout.empty());
-                    // Between the cut and the first change below it: see the module's text.
-                    self.table.recycled.fetch_add(1, Ordering::Release);
+                    self.table.pool.space().store(at, self.table.layout.empty());
+                    // Between the cut and the first change below it.
+                    self.table.pool.about_to_recycle();
                     self.recycle(child, level - 1, zapped);
                 }
                 (None, _) => {
-                    self.table.space.store(at, self.table.layout.empty());
+                    self.table.pool.space().store(at, self.table.layout.empty());
                     zapped.leaves += 1;
                 }
             }
@@ -361,8 +326,8 @@ impl<S: TableSpace> TableWriter<'_, S> {
 
     /// Clears an unlinked table and all below it, and makes them free.
     fn recycle(&mut self, table: TableId, level: u8, zapped: &mut Zapped) {
-        for at in DirectTable::<S>::entries(table) {
-            let entry = self.table.space.load(at);
+        for at in entries(table) {
+            let entry = self.table.pool.space().load(at);
             if entry == self.table.layout.empty() {
                 continue;
             }
@@ -370,24 +335,15 @@ impl<S: TableSpace> TableWriter<'_, S> {
                 Some(child) => self.recycle(child, level - 1, zapped),
                 None => zapped.leaves += 1,
             }
-            self.table.space.store(at, self.table.layout.empty());
+            self.table.pool.space().store(at, self.table.layout.empty());
         }
-        self.free.returned.push(table);
+        self.table.pool.give_back(self.free, table);
         zapped.tables += 1;
     }
 
     fn allocate(&mut self) -> Result<TableId, OutOfTables> {
-        if let Some(table) = self.free.returned.pop() {
-            return Ok(table);
-        }
-        let limit = self.table.space.capacity();
-        if self.free.untouched == limit {
-            return Err(OutOfTables { limit });
-        }
-        let table = TableId::new(self.free.untouched);
-        self.free.untouched += 1;
-        self.table.make_empty(table);
-        Ok(table)
+        let limit = self.table.pool.space().capacity();
+        self.table.pool.allocate(self.free).ok_or(OutOfTables { limit })
     }
 }
 
@@ -395,7 +351,7 @@ impl<S: fmt::Debug> fmt::Debug for DirectTable<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DirectTable")
             .field("levels", &self.levels)
-            .field("space", &self.space)
+            .field("pool", &self.pool)
             .finish_non_exhaustive()
     }
 }

@@ -70,7 +70,7 @@ impl<'a, M: GuestMemory> Path<'a, M> {
             let bits = PageFaultCode::PRESENT | PageFaultCode::RESERVED;
             return Err(self.fault(level, bits, FaultCause::Reserved));
         }
-        self.mask = self.mask & granted(pte);
+        self.mask = self.mask & pte.permits();
         self.entries[self.depth] = WalkEntry { level, gpa, pte };
         self.depth += 1;
         Ok((pte, maps_page))
@@ -128,15 +128,4 @@ impl<'a, M: GuestMemory> Path<'a, M> {
             cause,
         })
     }
-}
-
-/// What one entry permits. A set NX bit has been found to be allowed, or is beyond a 32-bit entry.
-fn granted(pte: GuestPte) -> AccessMask {
-    let if_set = |bit, mask| if pte.has(bit) { mask } else { AccessMask::NONE };
-    let exec = if pte.has(GuestPte::NO_EXECUTE) {
-        AccessMask::NONE
-    } else {
-        AccessMask::EXEC
-    };
-    exec | if_set(GuestPte::WRITABLE, AccessMask::WRITE) | if_set(GuestPte::USER, AccessMask::USER)
 }

@@ -1,15 +1,35 @@
-//! The shadow side: what the entries that a CPU walks look like.
+//! The shadow side: tables that a CPU walks in the place of a guest's own.
 //!
-//! Read [`host`] (what a layout depends on), [`layout`] (the bit budget), [`link`] (entries that lead to
-//! tables), [`refusal`] (why a host can't have MMIO SPTEs).
+//! What an entry looks like: [`host`] (what a layout depends on), [`layout`] (the bit budget), [`link`] (entries that lead
+//! to tables), `leaf` (entries that map memory), [`refusal`] (why a host can't have MMIO SPTEs).
+//!
+//! What is done with them: [`role`] (what a page is a shadow as), `pages` (which there are, and who points to whom),
+//! [`root`] (where a walk begins), [`ports`] and [`outcome`] (what is asked of others, and answered), [`mmu`] (the
+//! operations), `map` (the slow path of a fault), `mmio_fault` (the fast one), [`vcpu`] (what each vCPU keeps).
 
 pub mod bits;
 pub mod host;
 pub mod layout;
+mod leaf;
 pub mod link;
+mod map;
+mod mmio_fault;
+pub mod mmu;
+pub mod outcome;
+mod pages;
+pub mod ports;
 pub mod refusal;
+pub mod role;
+pub mod root;
+pub mod vcpu;
 
 pub use bits::BitSpan;
 pub use host::{CpuidResult, EntryFormat, GenerationSpans, HostParams};
 pub use layout::SpteLayout;
+pub use mmu::{ShadowError, ShadowMmu};
+pub use outcome::{FaultOutcome, MmioAccess, ShadowFault};
+pub use ports::{FoundFrame, FrameSource, TlbControl};
 pub use refusal::{CachingOff, LayoutError};
+pub use role::{PageRole, VcpuRole};
+pub use root::ShadowRoot;
+pub use vcpu::{ShadowStats, ShadowVcpu};

@@ -40,7 +40,7 @@ impl WalkMemory {
         self.words[index(address)].load(Ordering::SeqCst)
     }
 
-    /// The first eight words of each page: all that small indices lead to.
+    /// The first eight words of each quarter of each page: all that small indices lead to, in 32-bit tables, too.
     #[must_use]
     pub fn contents(&self) -> Vec<u64> {
         self.used().map(|word| word.load(Ordering::SeqCst)).collect()
@@ -54,7 +54,7 @@ impl WalkMemory {
     }
 
     fn used(&self) -> impl Iterator<Item = &AtomicU64> {
-        self.words.chunks(512).flat_map(|page| &page[..8])
+        self.words.chunks(128).flat_map(|quarter| &quarter[..8])
     }
 
     fn word(&self, address: u64) -> Option<&AtomicU64> {

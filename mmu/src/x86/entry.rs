@@ -1,6 +1,7 @@
 //! [`GuestPte`]: an entry of a guest's page table, 4 or 8 bytes, zero-extended (SDM vol. 3A, tables 4-5, 4-6, 4-8 to
 //! 4-11 and 4-14 to 4-20).
 
+use crate::access_mask::AccessMask;
 use crate::shadow::bits::bits;
 use core::fmt;
 use umbra_memslots::Gpa;
@@ -67,6 +68,17 @@ impl GuestPte {
     #[must_use]
     pub const fn address_4m(self) -> Gpa {
         Gpa::new((self.0 & bits(22, 31)) | ((self.0 & bits(13, 20)) << 19))
+    }
+
+    /// What the entry permits by itself. Its NX bit counts if it is set: where it isn't enabled it is reserved, and a
+    /// 32-bit entry has none.
+    #[inline]
+    #[must_use]
+    pub const fn permits(self) -> AccessMask {
+        let write = ((self.0 & Self::WRITABLE != 0) as u8) * AccessMask::WRITE.bits();
+        let user = ((self.0 & Self::USER != 0) as u8) * AccessMask::USER.bits();
+        let exec = ((self.0 & Self::NO_EXECUTE == 0) as u8) * AccessMask::EXEC.bits();
+        AccessMask::from_masked(write | user | exec)
     }
 
     /// The protection key, bits 62–59.

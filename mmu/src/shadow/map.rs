@@ -1,0 +1,259 @@
+//! The slow path of a fault, with the lock held: walk the guest's tables, find the memory, make the path, install the
+//! leaf. KVM's `FNAME(page_fault)`, `kvm_faultin_pfn`, `FNAME(fetch)` and `mmu_set_spte`.
+
+use super::leaf::{self, LeafParts};
+use super::mmu::ShadowMmu;
+use super::outcome::{FaultOutcome, MmioAccess, ShadowFault};
+use super::pages::{Set, Writer};
+use super::ports::{FoundFrame, FrameSource};
+use super::root::{RootTables, entry_of};
+use super::vcpu::ShadowVcpu;
+use crate::access_mask::AccessMask;
+use crate::direct::{MmioSource, SlotSet};
+use crate::guest_walk::{GuestWalk, WalkFailure, walk};
+use crate::mmio::{CachedMmio, MmioEra, MmioGen, MmioSpte};
+use crate::observer::MmuObserver;
+use crate::tables::{EntryLocation, INDEX_BITS, TableSpace};
+use crate::x86::{Access, GuestPte, PagingState};
+use umbra_memslots::{Gfn, GuestMemory};
+
+/// What is to be reached.
+struct Target<'a> {
+    /// The guest's way there.
+    walk: &'a GuestWalk,
+    /// What the leaf is to allow.
+    access: AccessMask,
+}
+
+/// The way to a leaf.
+enum PathTo {
+    /// The leaf's entry.
+    Leaf(EntryLocation),
+    /// A guest entry was changed before its table was write-protected.
+    Changed,
+    /// All tables are in use.
+    OutOfTables,
+}
+
+impl<S: TableSpace> ShadowMmu<S> {
+    /// `None` if all tables are in use.
+    pub(super) fn map<O: MmuObserver>(
+        &self,
+        writer: &mut Writer<'_, S>,
+        root: RootTables,
+        vcpu: &mut ShadowVcpu<O>,
+        memory: &impl GuestMemory,
+        frames: &mut impl FrameSource,
+        fault: ShadowFault,
+    ) -> Option<FaultOutcome> {
+        let ShadowFault { gva, access, .. } = fault;
+        let walk = match walk(&vcpu.state, memory, gva, access) {
+            Ok(walk) => walk,
+            Err(WalkFailure::Fault(fault)) => {
+                vcpu.stats.injected += 1;
+                return Some(FaultOutcome::Inject(fault));
+            }
+            Err(WalkFailure::NonCanonical(gva)) => return Some(FaultOutcome::NonCanonical(gva)),
+            Err(WalkFailure::Retry) => return Some(FaultOutcome::Retry),
+        };
+        let gfn = walk.gpa.gfn();
+        let (set, found) = frames.frame(gfn);
+        let Some(frame) = found else {
+            let target = Target {
+                walk: &walk,
+                access: clean_is_read_only(&walk, access),
+            };
+            return self.map_mmio(writer, root, vcpu, memory, target, set);
+        };
+        if frame.slot.invalid {
+            return Some(FaultOutcome::Retry);
+        }
+        if access.is_write() && frame.slot.read_only {
+            return Some(FaultOutcome::ReadOnlyWrite(walk.gpa, frame.slot.id));
+        }
+        let allowed = with_wp_fixup(&vcpu.state, clean_is_read_only(&walk, access), access);
+        let at = match self.path(
+            writer,
+            root,
+            memory,
+            &Target {
+                walk: &walk,
+                access: allowed,
+            },
+        ) {
+            PathTo::Leaf(at) => at,
+            PathTo::Changed => return Some(FaultOutcome::Retry),
+            PathTo::OutOfTables => return None,
+        };
+        // Not before: making the path may have found that the page is a table.
+        let tracked = writer.is_tracked(gfn);
+        if access.is_write() && tracked {
+            vcpu.stats.tracked_writes += 1;
+            return Some(FaultOutcome::WriteTracked(walk.gpa));
+        }
+        let FoundFrame { address, slot } = frame;
+        let key = walk.permissions.key;
+        let entry = leaf::encode(LeafParts {
+            address,
+            access: allowed,
+            key,
+            host_writable: !slot.read_only,
+            tracked,
+        });
+        Some(match writer.set_leaf(at, gfn, entry) {
+            Set::Same => FaultOutcome::Spurious,
+            Set::Changed => {
+                vcpu.stats.fixed += 1;
+                vcpu.observer.set_spte(at, gfn, 1, entry);
+                FaultOutcome::Fixed
+            }
+        })
+    }
+
+    /// `kvm_handle_noslot_fault` and `mark_mmio_spte`.
+    fn map_mmio<O: MmuObserver>(
+        &self,
+        writer: &mut Writer<'_, S>,
+        root: RootTables,
+        vcpu: &mut ShadowVcpu<O>,
+        memory: &impl GuestMemory,
+        target: Target<'_>,
+        SlotSet {
+            generation,
+            address_space,
+        }: SlotSet,
+    ) -> Option<FaultOutcome> {
+        let Target { walk, access } = target;
+        let gfn = walk.gpa.gfn();
+        vcpu.cache.store(CachedMmio {
+            gfn,
+            gva: Some(walk.gva),
+            access,
+            generation,
+            address_space,
+        });
+        let answer = FaultOutcome::Emulate(MmioAccess {
+            gpa: walk.gpa,
+            access,
+            source: MmioSource::Search,
+        });
+        let spans = self.layout.generation_spans();
+        let (made, era) = (MmioGen::cut(generation, spans), MmioEra::of(generation, spans));
+        let Some(spte) = MmioSpte::encode(&self.layout, gfn, access, made) else {
+            return Some(answer);
+        };
+        if self.enter_era(writer, address_space, era) {
+            // The root is gone as well. The next access is remembered.
+            return Some(answer);
+        }
+        if era < self.eras.of(address_space) {
+            // A view of the slots so old that its date would be taken for one of the present era.
+            return Some(answer);
+        }
+        match self.path(writer, root, memory, &target) {
+            PathTo::Leaf(at) => {
+                if writer.set_mmio(at, spte.raw()) == Set::Changed {
+                    vcpu.stats.created += 1;
+                    vcpu.observer.mark_mmio_spte(at, gfn, access, made);
+                }
+                Some(answer)
+            }
+            PathTo::Changed => Some(FaultOutcome::Retry),
+            PathTo::OutOfTables => None,
+        }
+    }
+
+    /// Makes and links the pages down to level 1.
+    fn path(
+        &self,
+        writer: &mut Writer<'_, S>,
+        root: RootTables,
+        memory: &impl GuestMemory,
+        &Target {
+            walk,
+            access: leaf_access,
+        }: &Target<'_>,
+    ) -> PathTo {
+        let Some((mut table, mut level)) = root.start(walk.gva) else {
+            return PathTo::Changed;
+        };
+        while level > 1 {
+            let at = entry_of(table, level, walk.gva);
+            let Some(role) = writer.page(table).map(|page| page.role) else {
+                return PathTo::Changed;
+            };
+            let (gfn, access, direct) = match table_below(walk, level) {
+                Some((gfn, access)) => (gfn, access, false),
+                // Within a large page, or without paging: what is below follows from the gfn.
+                None => (first_of(walk.gpa.gfn(), level - 1), leaf_access, true),
+            };
+            let Some((child, created)) = writer.get(gfn, role.child(at.index, access, direct), false) else {
+                return PathTo::OutOfTables;
+            };
+            writer.link(at, child);
+            if created && !direct {
+                // Until now other vCPUs may have written to it.
+                writer.flush_now();
+                if !self.still_there(memory, walk, level - 1) {
+                    return PathTo::Changed;
+                }
+            }
+            (table, level) = (child, level - 1);
+        }
+        PathTo::Leaf(entry_of(table, 1, walk.gva))
+    }
+
+    /// Whether the walk's entry of `level` is what the walk read (`FNAME(gpte_changed)`): its table has only now become
+    /// write-protected.
+    fn still_there(&self, memory: &impl GuestMemory, walk: &GuestWalk, level: u8) -> bool {
+        walk.entries()
+            .iter()
+            .filter(|entry| entry.level == level)
+            .all(|entry| memory.read_entry(entry.gpa, walk.entry_size()) == Ok(entry.pte.raw()))
+    }
+}
+
+/// The guest table to which the walk's entry of `level` leads, and what the entries so far allow; `None` if there is no
+/// such entry or it maps a page.
+fn table_below(walk: &GuestWalk, level: u8) -> Option<(Gfn, AccessMask)> {
+    let entries = walk.entries();
+    let position = entries.iter().position(|entry| entry.level == level)?;
+    if position + 1 == entries.len() {
+        return None;
+    }
+    let access = entries[..=position]
+        .iter()
+        .fold(AccessMask::ALL, |access, entry| access & entry.pte.permits());
+    Some((entries[position + 1].gpa.gfn(), access))
+}
+
+/// The first frame of those that a table of `level` maps together with `gfn`.
+fn first_of(gfn: Gfn, level: u8) -> Gfn {
+    let shift = INDEX_BITS * u32::from(level);
+    Gfn::from_masked(gfn.get() >> shift << shift)
+}
+
+/// What the walk permits, less W while the guest's dirty flag is clear: the write that sets it must fault
+/// (`FNAME(protect_clean_gpte)`). After a write the flag is set, unless it lies in a read-only slot and never can be.
+fn clean_is_read_only(walk: &GuestWalk, wanted: Access) -> AccessMask {
+    let dirty = walk.entries().last().is_none_or(|entry| entry.pte.has(GuestPte::DIRTY));
+    if dirty || wanted.is_write() {
+        walk.permissions.mask
+    } else {
+        walk.permissions.mask.without(AccessMask::WRITE)
+    }
+}
+
+/// The walker runs with CR0.WP set. Where the guest's isn't and a supervisor writes to a read-only page, the page becomes
+/// a writable supervisor's page until a user touches it.
+fn with_wp_fixup(state: &PagingState, access: AccessMask, wanted: Access) -> AccessMask {
+    if !wanted.is_write() || access.contains(AccessMask::WRITE) || state.wp || wanted.is_user() {
+        return access;
+    }
+    let mut access = (access | AccessMask::WRITE).without(AccessMask::USER);
+    if state.smep {
+        // As a user's page it could not be executed by a supervisor.
+        access = access.without(AccessMask::EXEC);
+    }
+    access
+}

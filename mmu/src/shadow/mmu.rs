@@ -1,0 +1,278 @@
+//! [`ShadowMmu`]: shadow tables of any number of vCPUs. Faults come in, outcomes go out.
+//!
+//! Every guest table that has a shadow is write-tracked: the guest can't write it without a fault, the caller emulates
+//! the write and says so ([`ShadowMmu::guest_wrote`]), and what was derived from the changed entry goes. So a present
+//! entry is always what a walk of the guest's tables would give now, if not less.
+//!
+//! One lock serialises whatever changes shadow pages, guest walks and searches of the memslots included: what a walk or
+//! a search found can't be overtaken by a zap before it is installed. MMIO that is known is recognised without it
+//! (`mmio_fault`).
+
+use super::host::EntryFormat;
+use super::layout::SpteLayout;
+use super::link;
+use super::outcome::{FaultOutcome, ShadowFault};
+use super::pages::{Pages, Writer};
+use super::ports::{FrameSource, TlbControl};
+use super::root::{RootTables, ShadowRoot, entry_of, root_keys};
+use super::vcpu::ShadowVcpu;
+use crate::mmio::{Eras, MmioEra};
+use crate::observer::MmuObserver;
+use crate::pool::TablePool;
+use crate::sync::{AtomicU64, Lock, Ordering};
+use crate::tables::{HeapTables, TableSpace};
+use umbra_memslots::{AddressSpaceId, Generation, GfnRange, Gpa, GuestMemory, Gva};
+
+/// Fewer tables than this can't hold the roots of a vCPU and one path.
+const MIN_TABLES: u32 = 16;
+
+/// A shadow MMU can't be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ShadowError {
+    /// Guest paging is shadowed in x86 format only.
+    #[error("shadow tables have x86 entries, not {format:?}")]
+    Format {
+        /// What was asked for.
+        format: EntryFormat,
+    },
+    /// Too few tables.
+    #[error("{capacity} page tables are too few: at least {MIN_TABLES} are needed")]
+    TooFewTables {
+        /// What the space has.
+        capacity: u32,
+    },
+}
+
+/// The shadow side of the MMU, shared by the vCPUs of a VM.
+pub struct ShadowMmu<S = HeapTables> {
+    pub(super) layout: SpteLayout,
+    pub(super) pool: TablePool<S>,
+    pages: Lock<Pages>,
+    /// Moves when a root is taken out of use: roots of earlier epochs are to be loaded anew.
+    root_epoch: AtomicU64,
+    pub(super) eras: Eras,
+}
+
+impl<S: TableSpace> ShadowMmu<S> {
+    /// No pages yet. `space` must be zeroed and used by nobody else.
+    ///
+    /// # Errors
+    /// [`ShadowError`].
+    pub fn new(layout: SpteLayout, space: S) -> Result<Self, ShadowError> {
+        let format = layout.host().format;
+        if format != EntryFormat::X86 {
+            return Err(ShadowError::Format { format });
+        }
+        let capacity = space.capacity();
+        if capacity < MIN_TABLES {
+            return Err(ShadowError::TooFewTables { capacity });
+        }
+        let (pool, free) = TablePool::new(space, layout.empty(), 0);
+        Ok(Self {
+            layout,
+            pool,
+            pages: Lock::new(Pages::new(free)),
+            root_epoch: AtomicU64::new(0),
+            eras: Eras::new(),
+        })
+    }
+
+    /// The layout of the entries.
+    pub fn layout(&self) -> &SpteLayout {
+        &self.layout
+    }
+
+    /// Where the tables are.
+    pub fn space(&self) -> &S {
+        self.pool.space()
+    }
+
+    /// Number of tables in use.
+    pub fn tables_in_use(&self) -> u32 {
+        self.change(|| {}, |writer| writer.in_use())
+    }
+
+    /// Number of leaves that map memory.
+    pub fn leaves(&self) -> usize {
+        self.change(|| {}, |writer| writer.leaves())
+    }
+
+    /// The root that a vCPU is to run on: to be asked for before each entry, and cheap if nothing has changed.
+    pub fn root<O: MmuObserver>(
+        &self,
+        vcpu: &mut ShadowVcpu<O>,
+        address_space: AddressSpaceId,
+        tlb: &mut impl TlbControl,
+    ) -> ShadowRoot {
+        let tables = match self.current_root(vcpu) {
+            Some(tables) => tables,
+            None => self.load_root(vcpu, address_space, tlb),
+        };
+        tables.to_load(|table| self.pool.space().address(table))
+    }
+
+    /// A fault that the walker of the shadow tables reported.
+    pub fn page_fault<O: MmuObserver>(
+        &self,
+        vcpu: &mut ShadowVcpu<O>,
+        memory: &impl GuestMemory,
+        frames: &mut impl FrameSource,
+        tlb: &mut impl TlbControl,
+        fault: ShadowFault,
+    ) -> FaultOutcome {
+        vcpu.stats.faults += 1;
+        if fault.reserved
+            && let Some(outcome) = self.handle_mmio_page_fault(vcpu, frames, fault)
+        {
+            return outcome;
+        }
+        let Some(root) = self.current_root(vcpu) else {
+            self.load_root(vcpu, frames.current().address_space, tlb);
+            return FaultOutcome::Retry;
+        };
+        let mapped = self.change(
+            || tlb.flush_all(),
+            |writer| self.map(writer, root, vcpu, memory, frames, fault),
+        );
+        match mapped {
+            Some(outcome) => outcome,
+            None => {
+                // All tables are in use: begin anew.
+                vcpu.stats.reclaims += 1;
+                self.zap_all(&mut vcpu.observer, tlb);
+                self.load_root(vcpu, frames.current().address_space, tlb);
+                FaultOutcome::Retry
+            }
+        }
+    }
+
+    /// The guest's memory was written at `gpa` other than through a mapping of ours: an emulated instruction, a device.
+    /// To be called after the write. `bytes` must not cross a page.
+    pub fn guest_wrote(&self, tlb: &mut impl TlbControl, gpa: Gpa, bytes: u16) {
+        #[expect(clippy::cast_possible_truncation, reason = "the offset in a page has twelve bits")]
+        let offset = gpa.page_offset() as u16;
+        let bytes = bytes.min(4096 - offset);
+        self.change(
+            || tlb.flush_all(),
+            |writer| writer.guest_wrote(gpa.gfn(), offset, bytes),
+        );
+    }
+
+    /// INVLPG on this vCPU.
+    pub fn invlpg<O: MmuObserver>(&self, vcpu: &mut ShadowVcpu<O>, tlb: &mut impl TlbControl, gva: Gva) {
+        vcpu.cache.forget_gva(gva);
+        if let Some(root) = self.current_root(vcpu) {
+            // The leaf may be shared with other vCPUs, whose TLBs may go on holding it: nobody takes rights from them.
+            self.change(
+                || tlb.flush_gva(gva),
+                |writer| {
+                    if let Some((mut table, mut level)) = root.start(gva) {
+                        while level > 1 {
+                            let entry = self.pool.space().load(entry_of(table, level, gva));
+                            let next =
+                                link::target(&self.layout, entry).and_then(|next| self.pool.space().table_at(next));
+                            let Some(next) = next else { return };
+                            (table, level) = (next, level - 1);
+                        }
+                        writer.drop_entry(entry_of(table, 1, gva));
+                    }
+                },
+            );
+        }
+        tlb.flush_gva(gva);
+    }
+
+    /// The frames' memory goes or changes its place: all mappings of it go, and all shadows of tables in it.
+    pub fn zap_range(&self, tlb: &mut impl TlbControl, range: GfnRange) {
+        self.change(|| tlb.flush_all(), |writer| writer.zap_range(range));
+    }
+
+    /// Everything goes (`kvm_mmu_zap_all_fast`).
+    pub fn zap_all<O: MmuObserver>(&self, observer: &mut O, tlb: &mut impl TlbControl) {
+        self.change(
+            || tlb.flush_all(),
+            |writer| {
+                writer.zap_all();
+                observer.zap_all_fast(AddressSpaceId::Normal, writer.in_use());
+            },
+        );
+    }
+
+    /// The memslots of `address_space` are about to be published with generation `next`: if it wraps in MMIO SPTEs,
+    /// everything goes (`kvm_mmu_invalidate_mmio_sptes`).
+    pub fn generation_changes(&self, tlb: &mut impl TlbControl, address_space: AddressSpaceId, next: Generation) {
+        let era = MmioEra::of(next, self.layout.generation_spans());
+        if self.eras.of(address_space) < era {
+            self.change(|| tlb.flush_all(), |writer| self.enter_era(writer, address_space, era));
+        }
+    }
+
+    /// Moves forward into `era`, with everything gone first. Says whether there was anything to do.
+    pub(super) fn enter_era(&self, writer: &mut Writer<'_, S>, address_space: AddressSpaceId, era: MmioEra) -> bool {
+        let forward = self.eras.of(address_space) < era;
+        if forward {
+            writer.zap_all();
+            self.eras.enter(address_space, era);
+        }
+        forward
+    }
+
+    /// The vCPU's root, if it has one that is still in use.
+    pub(super) fn current_root<O>(&self, vcpu: &ShadowVcpu<O>) -> Option<RootTables> {
+        let (tables, epoch) = vcpu.root?;
+        (epoch == self.root_epoch.load(Ordering::Acquire)).then_some(tables)
+    }
+
+    fn load_root<O: MmuObserver>(
+        &self,
+        vcpu: &mut ShadowVcpu<O>,
+        address_space: AddressSpaceId,
+        tlb: &mut impl TlbControl,
+    ) -> RootTables {
+        vcpu.stats.roots += 1;
+        let keys = root_keys(&vcpu.state, address_space);
+        loop {
+            let made = self.change(
+                || tlb.flush_all(),
+                |writer| {
+                    let mut tables = [None; 4];
+                    for (table, key) in tables.iter_mut().zip(&keys) {
+                        if let Some((gfn, role)) = *key {
+                            *table = Some(writer.get(gfn, role, true)?.0);
+                        }
+                    }
+                    // With the lock held: no root can be lost before this is read.
+                    Some((tables, self.root_epoch.load(Ordering::Acquire)))
+                },
+            );
+            let Some((tables, epoch)) = made else {
+                vcpu.stats.reclaims += 1;
+                self.zap_all(&mut vcpu.observer, tlb);
+                continue;
+            };
+            let tables = match tables {
+                [Some(table), ..] if vcpu.state.mode.is_long() => RootTables::Long {
+                    table,
+                    levels: vcpu.state.mode.levels(),
+                },
+                tables => RootTables::Pae(tables),
+            };
+            vcpu.root = Some((tables, epoch));
+            return tables;
+        }
+    }
+
+    /// One operation on the shadow pages.
+    pub(super) fn change<R>(&self, mut flush: impl FnMut(), f: impl FnOnce(&mut Writer<'_, S>) -> R) -> R {
+        self.pages.with(|pages| {
+            let mut writer = Writer::new(&self.pool, &self.layout, pages, &mut flush);
+            let result = f(&mut writer);
+            if writer.lost_root() {
+                // Before the flush that gets CPUs out of it.
+                self.root_epoch.fetch_add(1, Ordering::Release);
+            }
+            writer.finish();
+            result
+        })
+    }
+}

@@ -1,0 +1,302 @@
+//! A machine whose CPUs are models of the hardware that walk our shadow tables.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use crate::common::{LA57, NXE, PAE, PG, PKE, SMAP, SMEP, WP};
+use std::cell::Cell;
+use std::rc::Rc;
+use umbra_memslots::{
+    AddressSpaceId, EntrySize, Exchange, Generation, Gfn, Gpa, GuestMemory, Gva, MemoryFault, SlotId,
+};
+use umbra_mmu::MmuObserver;
+use umbra_mmu::direct::{FoundSlot, SlotSet};
+use umbra_mmu::hw_model::{HwCpu, HwMemory, HwOutcome, hw_walk};
+use umbra_mmu::shadow::{
+    FaultOutcome, FoundFrame, FrameSource, HostParams, ShadowFault, ShadowMmu, ShadowRoot, ShadowVcpu, SpteLayout,
+    TlbControl,
+};
+use umbra_mmu::tables::{EntryLocation, HeapTables, TableSpace};
+use umbra_mmu::testing::{WalkMemory, hw_access, hw_cpu};
+use umbra_mmu::x86::{Access, PageFaultCode, PagingRegs, PagingState};
+
+/// Where the walker of the shadow tables finds guest page 0.
+pub const HOST_RAM: u64 = 1 << 40;
+/// Where it finds the shadow tables.
+pub const HOST_TABLES: u64 = 1 << 41;
+
+/// Guest memory with slots of one page each.
+pub struct Ram {
+    pub memory: WalkMemory,
+    pub pages: u64,
+    /// Pages that have a slot, and those of them that are read-only.
+    pub present: Cell<u64>,
+    pub read_only: Cell<u64>,
+    pub generation: Cell<Generation>,
+}
+
+impl Ram {
+    fn has(&self, gfn: u64) -> bool {
+        gfn < self.pages && self.present.get() >> gfn & 1 == 1
+    }
+
+    fn is_read_only(&self, gfn: u64) -> bool {
+        self.read_only.get() >> gfn & 1 == 1
+    }
+}
+
+impl GuestMemory for Ram {
+    fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), MemoryFault> {
+        self.memory.read(gpa, buffer)
+    }
+
+    fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), MemoryFault> {
+        self.memory.write(gpa, data)
+    }
+
+    fn read_entry(&self, gpa: Gpa, size: EntrySize) -> Result<u64, MemoryFault> {
+        if self.has(gpa.gfn().get()) {
+            self.memory.read_entry(gpa, size)
+        } else {
+            Err(MemoryFault::NoSlot { gpa })
+        }
+    }
+
+    fn compare_exchange_entry(&self, gpa: Gpa, size: EntrySize, old: u64, new: u64) -> Result<Exchange, MemoryFault> {
+        match gpa.gfn().get() {
+            gfn if !self.has(gfn) => Err(MemoryFault::NoSlot { gpa }),
+            gfn if self.is_read_only(gfn) => Err(MemoryFault::ReadOnly { gpa }),
+            _ => self.memory.compare_exchange_entry(gpa, size, old, new),
+        }
+    }
+}
+
+impl HwMemory for Ram {
+    fn load(&self, address: u64, bytes: u64) -> u64 {
+        if self.has(address >> 12) {
+            self.memory.load(address, bytes)
+        } else {
+            0
+        }
+    }
+
+    fn set_bits(&self, address: u64, bytes: u64, expected: u64, bits: u64) -> bool {
+        if self.is_read_only(address >> 12) {
+            true
+        } else {
+            self.memory.set_bits(address, bytes, expected, bits)
+        }
+    }
+}
+
+/// A vCPU's view of the slots.
+pub struct Frames(pub Rc<Ram>);
+
+impl FrameSource for Frames {
+    fn current(&mut self) -> SlotSet {
+        SlotSet {
+            generation: self.0.generation.get(),
+            address_space: AddressSpaceId::Normal,
+        }
+    }
+
+    fn frame(&mut self, gfn: Gfn) -> (SlotSet, Option<FoundFrame>) {
+        let found = self.0.has(gfn.get()).then(|| FoundFrame {
+            slot: FoundSlot {
+                id: SlotId::new(u16::try_from(gfn.get()).unwrap()),
+                read_only: self.0.is_read_only(gfn.get()),
+                invalid: false,
+            },
+            address: HOST_RAM + gfn.base().get(),
+        });
+        (self.current(), found)
+    }
+}
+
+/// Walkers here remember nothing; how often they would have had to forget is counted.
+#[derive(Default)]
+pub struct Flushes {
+    pub all: u64,
+    pub one: u64,
+    /// What another CPU does at the last moment before its TLB is flushed.
+    pub last_moment: Option<Box<dyn FnOnce()>>,
+}
+
+impl TlbControl for Flushes {
+    fn flush_all(&mut self) {
+        self.all += 1;
+        if let Some(act) = self.last_moment.take() {
+            act();
+        }
+    }
+
+    fn flush_gva(&mut self, _gva: Gva) {
+        self.one += 1;
+    }
+}
+
+/// The shadow tables as the hardware sees them.
+struct Wired<'a>(&'a HeapTables);
+
+impl HwMemory for Wired<'_> {
+    fn load(&self, address: u64, _bytes: u64) -> u64 {
+        let index = u16::try_from(address % 4096 / 8).unwrap();
+        self.0
+            .table_at(address)
+            .map_or(u64::MAX, |table| self.0.load(EntryLocation { table, index }))
+    }
+
+    fn set_bits(&self, address: u64, _bytes: u64, expected: u64, bits: u64) -> bool {
+        unreachable!("{expected:#x} at {address:#x} lacks {bits:#x}: our entries have A and D set")
+    }
+}
+
+/// What came of an access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Seen {
+    /// Guest-physical memory was accessed.
+    Ram(u64),
+    /// The same, by emulation: it is a guest table.
+    Tracked(u64),
+    /// A write to a read-only slot went to the bus.
+    ReadOnly(u64),
+    /// It went to the bus.
+    Mmio(u64),
+    /// The guest got a page fault.
+    Fault(u32),
+    /// The guest got #GP.
+    NonCanonical,
+}
+
+pub struct Machine {
+    pub mmu: ShadowMmu<HeapTables>,
+    pub ram: Rc<Ram>,
+    pub tlb: Flushes,
+    host: HostParams,
+}
+
+impl Machine {
+    pub fn new(host: HostParams, pages: u64, tables: u32) -> Self {
+        let layout = SpteLayout::new(host).unwrap();
+        let mmu = ShadowMmu::new(layout, HeapTables::new(HOST_TABLES, tables).unwrap()).unwrap();
+        let ram = Ram {
+            memory: WalkMemory::new(usize::try_from(pages).unwrap()),
+            pages,
+            present: Cell::new((1 << pages) - 1),
+            read_only: Cell::new(0),
+            generation: Cell::new(Generation::from_raw(2)),
+        };
+        Self {
+            mmu,
+            ram: Rc::new(ram),
+            tlb: Flushes::default(),
+            host,
+        }
+    }
+
+    /// What the CPU has in its registers while the guest's are `regs`: our root; WP and NX on.
+    fn cpu(&mut self, vcpu: &mut ShadowVcpu<impl MmuObserver>, regs: &PagingRegs) -> HwCpu {
+        let mut cpu = hw_cpu(regs);
+        cpu.cr0 = PG | WP;
+        cpu.efer |= NXE;
+        if regs.cr0 & PG == 0 {
+            // Not in force in the guest without paging, but here there is.
+            cpu.cr4 &= !(SMEP | SMAP | PKE);
+        }
+        cpu.maxphyaddr = self.host.physical_bits;
+        (cpu.page1gb, cpu.pse36, cpu.amd) = (false, false, true);
+        match self.mmu.root(vcpu, AddressSpaceId::Normal, &mut self.tlb) {
+            ShadowRoot::Long { address, levels } => {
+                assert_eq!(levels == 5, cpu.cr4 & LA57 != 0);
+                cpu.cr3 = address;
+            }
+            ShadowRoot::Pae { pdptes } => {
+                cpu.cr4 |= PAE;
+                cpu.pdpte = pdptes;
+            }
+        }
+        cpu
+    }
+
+    /// One access of a vCPU, as often as it takes.
+    pub fn access(
+        &mut self,
+        vcpu: &mut ShadowVcpu<impl MmuObserver>,
+        regs: &PagingRegs,
+        gva: u64,
+        access: Access,
+    ) -> Seen {
+        let mut trail = Vec::new();
+        for _ in 0..16 {
+            let cpu = self.cpu(vcpu, regs);
+            let code = match hw_walk(&cpu, &Wired(self.mmu.space()), gva, hw_access(access)) {
+                HwOutcome::Access(page) => return Seen::Ram(page.address - HOST_RAM),
+                HwOutcome::GeneralProtection => return Seen::NonCanonical,
+                HwOutcome::PageFault { code } => code,
+            };
+            let mut fault = ShadowFault::from_code(Gva::new(gva), PageFaultCode::new(code));
+            assert_eq!(
+                (fault.access.kind, fault.access.is_user()),
+                (access.kind, access.is_user())
+            );
+            fault.access = access;
+            let mut frames = Frames(Rc::clone(&self.ram));
+            let outcome = self.mmu.page_fault(vcpu, &*self.ram, &mut frames, &mut self.tlb, fault);
+            trail.push((code, outcome));
+            match outcome {
+                FaultOutcome::Retry | FaultOutcome::Fixed | FaultOutcome::Spurious => {}
+                FaultOutcome::Emulate(mmio) => return Seen::Mmio(mmio.gpa.get()),
+                FaultOutcome::ReadOnlyWrite(gpa, _) => return Seen::ReadOnly(gpa.get()),
+                FaultOutcome::WriteTracked(gpa) => return Seen::Tracked(gpa.get()),
+                FaultOutcome::Inject(fault) => return Seen::Fault(fault.code.raw()),
+                FaultOutcome::NonCanonical(_) => return Seen::NonCanonical,
+            }
+        }
+        unreachable!("{access:?} to {gva:#x} under {regs:x?} never comes to an end: {trail:x?}")
+    }
+
+    /// What the access would come to without any shadow: a walk of the guest's tables, then the slots.
+    pub fn oracle(&self, regs: &PagingRegs, gva: u64, access: Access) -> Seen {
+        match hw_walk(&hw_cpu(regs), &*self.ram, gva, hw_access(access)) {
+            HwOutcome::PageFault { code } => Seen::Fault(code),
+            HwOutcome::GeneralProtection => Seen::NonCanonical,
+            HwOutcome::Access(page) if !self.ram.has(page.address >> 12) => Seen::Mmio(page.address),
+            HwOutcome::Access(page) if hw_access(access).write && self.ram.is_read_only(page.address >> 12) => {
+                Seen::ReadOnly(page.address)
+            }
+            HwOutcome::Access(page) => Seen::Ram(page.address),
+        }
+    }
+
+    /// The slots change: `present` and `read_only` from now on. In the order in which a slot table would do it.
+    pub fn set_slots(&mut self, present: u64, read_only: u64) {
+        let gone = self.ram.present.get() & !present | (self.ram.read_only.get() ^ read_only);
+        let next = self.ram.generation.get().begin_update().finish_update(2);
+        self.ram.present.set(present);
+        self.ram.read_only.set(read_only);
+        for page in 0..self.ram.pages {
+            if gone >> page & 1 == 1 {
+                let gfn = Gfn::new(page).unwrap();
+                self.mmu.zap_range(&mut self.tlb, umbra_memslots::GfnRange::single(gfn));
+            }
+        }
+        self.mmu.generation_changes(&mut self.tlb, AddressSpaceId::Normal, next);
+        self.ram.generation.set(next);
+    }
+
+    /// A device, or an emulated instruction, writes eight bytes.
+    pub fn writes(&mut self, gpa: u64, value: u64) {
+        self.ram.memory.set(gpa, value);
+        self.mmu.guest_wrote(&mut self.tlb, Gpa::new(gpa), 8);
+    }
+
+    /// The same, four bytes at a time.
+    pub fn writes_halves(&mut self, gpa: u64, value: u64) {
+        self.ram.memory.set(gpa, value);
+        self.mmu.guest_wrote(&mut self.tlb, Gpa::new(gpa), 4);
+        self.mmu.guest_wrote(&mut self.tlb, Gpa::new(gpa + 4), 4);
+    }
+}
+
+pub fn vcpu(regs: &PagingRegs) -> ShadowVcpu {
+    ShadowVcpu::new(PagingState::new(regs))
+}
