@@ -144,6 +144,26 @@ fn xsave_state_goes_through_memory_and_back() {
 }
 
 #[test]
+fn vector_registers_are_shared_between_kvm_and_the_core() {
+    let Some((guest, mut vcpu)) = guest(|a| {
+        a.mov(rbx, AREA)?;
+        a.movdqu(xmm1, xmmword_ptr(rbx))?;
+        a.paddd(xmm1, xmm1)?;
+        a.pshufd(xmm2, xmm1, 0x1b)?;
+        a.movdqu(xmmword_ptr(rbx + 16), xmm2)?;
+        a.hlt()
+    }) else {
+        return;
+    };
+    for (index, number) in [1u32, 2, 3, 0x8000_0004].iter().enumerate() {
+        guest.ram.write(AREA as usize + 4 * index, &number.to_le_bytes());
+    }
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Hlt);
+    let result: Vec<u8> = [8u32, 6, 4, 2].iter().flat_map(|number| number.to_le_bytes()).collect();
+    assert_eq!(guest.ram.read(AREA as usize + 16, 16), result);
+}
+
+#[test]
 fn an_instruction_waits_for_a_device_and_has_its_effect_once() {
     let Some((_guest, mut vcpu)) = guest(|a| {
         a.mov(rbx, MMIO)?;

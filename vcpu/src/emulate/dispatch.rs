@@ -218,7 +218,7 @@ fn system<E: Memory + Platform>(insn: &Instruction) -> Option<Handler<E>> {
 
 fn conditional<E: Memory + Platform>(insn: &Instruction) -> Option<Handler<E>> {
     if insn.condition_code() == iced_x86::ConditionCode::None {
-        return None;
+        return super::sse::handler(insn);
     }
     if insn.is_jcc_short_or_near() {
         return Some(Cpu::jcc);

@@ -8,7 +8,7 @@
 //! Read in this order: [`state`], [`environment`], this file, `dispatch`, then any family of instructions: `arith`,
 //! `logic`, `shift`, `muldiv`, `moves`, `bits`, `stack`, `string`, `control_flow`, `flag_ops`, `bcd`, `port_io`;
 //! segmentation in `address`, `descriptor`, `segment`, `far`, [`interrupt`], `iret`, `syscall`; the rest of the system
-//! side in `control_regs`, [`msr`], `system`, `xsave`.
+//! side in `control_regs`, [`msr`], `system`, `xsave`; XMM registers in `sse`.
 
 mod address;
 mod arith;
@@ -36,6 +36,7 @@ mod operand;
 mod port_io;
 mod segment;
 mod shift;
+mod sse;
 mod stack;
 pub mod state;
 mod string;

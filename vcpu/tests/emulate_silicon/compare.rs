@@ -13,6 +13,7 @@ pub fn state(case: &Case, template: &CpuState) -> CpuState {
     state.gpr = case.input.gpr;
     state.rflags = case.input.rflags | 0x202;
     state.rip = case.insn.ip();
+    state.fpu.xmm_from_image(&case.input.fx, 16);
     state
 }
 
@@ -41,10 +42,13 @@ pub fn ended(step: Step, state: &CpuState, case: &Case, index: usize) -> Option<
     if open_ended(case, how) {
         return None;
     }
+    let mut fx = [0; 512];
+    state.fpu.xmm_to_image(&mut fx, 16);
+    state.fpu.mxcsr_to_image(&mut fx);
     let registers = Registers {
         gpr: state.gpr,
         rflags: state.rflags,
-        fx: [0; 512],
+        fx,
     };
     Some(Ended { registers, how })
 }
@@ -116,6 +120,20 @@ pub fn differences(case: &Case, silicon: &Ended, core: &Ended) -> Vec<String> {
         }
     }
     let faulted = matches!(silicon.how, How::Fault { .. });
+    if !faulted {
+        for (what, range) in [("XMM registers", 160..416), ("MXCSR", 24..28)] {
+            let (left, right) = (&silicon.registers.fx[range.clone()], &core.registers.fx[range]);
+            if left != right {
+                let at = (0..left.len()).find(|at| left[*at] != right[*at]).unwrap_or(0) / 16 * 16;
+                let end = (at + 16).min(left.len());
+                found.push(format!(
+                    "{what} at {at}: silicon {:02x?}, core {:02x?}",
+                    &left[at..end],
+                    &right[at..end]
+                ));
+            }
+        }
+    }
     let mut mask = CF | PF | AF | ZF | SF | DF | OF;
     if !faulted {
         mask &= !undefined_flags(insn, &case.input);
@@ -161,7 +179,10 @@ pub fn undefined_result(insn: &Instruction, input: &Registers) -> bool {
 }
 
 /// A random x87 and SSE state that `fxrstor` accepts.
-pub fn random_fx(_rng: &mut Rng, fx: &mut [u8; 512]) {
+pub fn random_fx(rng: &mut Rng, fx: &mut [u8; 512]) {
+    for chunk in fx[160..416].chunks_mut(8) {
+        chunk.copy_from_slice(&rng.value().to_le_bytes());
+    }
     fx[0..2].copy_from_slice(&0x037f_u16.to_le_bytes());
     fx[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
 }

@@ -150,8 +150,16 @@ fn testable(code: Code) -> bool {
     ) || info.op_kinds().iter().any(|kind| matches!(kind, K::br16_1 | K::br16_2));
     let mut insn = Instruction::default();
     insn.set_code(code);
-    if info.op_count() > 0 && !matches!(info.op_kind(0), K::mem) {
-        insn.set_op0_register(Register::EAX);
+    for operand in 0..info.op_count() {
+        let register = match info.op_kind(operand) {
+            K::mem => continue,
+            K::xmm_reg | K::xmm_rm | K::xmm_or_mem => Register::XMM0,
+            K::mm_reg | K::mm_rm | K::mm_or_mem => Register::MM0,
+            K::imm8 | K::imm8_const_1 | K::imm16 | K::imm32 => continue,
+            _ => Register::EAX,
+        };
+        insn.set_op_kind(operand, OpKind::Register);
+        insn.set_op_register(operand, register);
     }
     !system && !odd_branch && emulate::knows(&insn)
 }
