@@ -2,15 +2,21 @@
 //! measured is the way to `/init` and not a shell's start.
 
 use iced_x86::IcedError;
-use iced_x86::code_asm::{CodeAssembler, eax, edi, edx, ptr, rsi};
+use iced_x86::code_asm::{CodeAssembler, eax, edi, edx, esi, ptr, rdi, rsi};
 
-/// What it says on the console, with a newline.
+/// What it says, with a log level before and a newline behind.
+///
+/// It goes to the kernel's log if that is at [`LOG`] (to standard output otherwise): from there level 0 brings it to the
+/// serial line at once, even if the kernel is `quiet` or can't find the line's interrupt.
 pub const GREETING: &str = "umbra: init runs";
+/// Where the initramfs has the device node of `/dev/kmsg`: character device 1, 11.
+pub const LOG: &str = "kmsg";
 
 const BASE: u64 = 0x40_0000;
 const HEADERS: u64 = 64 + 56;
 /// System calls (`arch/x86/entry/syscalls/syscall_64.tbl`).
 const SYS_WRITE: i32 = 1;
+const SYS_OPEN: i32 = 2;
 const SYS_PAUSE: i32 = 34;
 
 /// The program as a file.
@@ -18,12 +24,23 @@ const SYS_PAUSE: i32 = 34;
 /// # Errors
 /// None in practice: the code is fixed.
 pub fn program() -> Result<Vec<u8>, IcedError> {
-    let text = format!("{GREETING}\n");
+    let text = format!("<0>{GREETING}\n");
     let mut a = CodeAssembler::new(64)?;
     let mut greeting = a.create_label();
+    let mut log = a.create_label();
+    let mut opened = a.create_label();
     let mut rest = a.create_label();
-    a.mov(eax, SYS_WRITE)?;
+    a.mov(eax, SYS_OPEN)?;
+    a.lea(rdi, ptr(log))?;
+    // O_WRONLY
+    a.mov(esi, 1)?;
+    a.syscall()?;
+    a.mov(edi, eax)?;
+    a.test(eax, eax)?;
+    a.jns(opened)?;
     a.mov(edi, 1)?;
+    a.set_label(&mut opened)?;
+    a.mov(eax, SYS_WRITE)?;
     a.lea(rsi, ptr(greeting))?;
     a.mov(edx, i32::try_from(text.len()).unwrap_or_default())?;
     a.syscall()?;
@@ -33,6 +50,8 @@ pub fn program() -> Result<Vec<u8>, IcedError> {
     a.jmp(rest)?;
     a.set_label(&mut greeting)?;
     a.db(text.as_bytes())?;
+    a.set_label(&mut log)?;
+    a.db(format!("/{LOG}\0").as_bytes())?;
     let code = a.assemble(BASE + HEADERS)?;
 
     let size = HEADERS + code.len() as u64;

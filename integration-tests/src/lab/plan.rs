@@ -98,9 +98,8 @@ pub fn figures(host: &Host) -> Result<Plan, LabError> {
     initrd
         .add("init", Kind::File { mode: 0o755 }, &init)
         .map_err(InitramfsError::from)?;
-    // The kernel opens it for /init.
     initrd
-        .add("dev/console", Kind::CharDevice { major: 5, minor: 1 }, &[])
+        .add(linux_init::LOG, Kind::CharDevice { major: 1, minor: 11 }, &[])
         .map_err(InitramfsError::from)?;
     let files = [
         (guest_files::SMALL_VMLINUX, initramfs::read(&small.join("vmlinux"))?),
