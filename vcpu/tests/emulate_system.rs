@@ -414,3 +414,27 @@ fn too_long_an_instruction_is_a_protection_fault() {
     let mut cpu = machine(true, 0, &[0x66; 15]);
     assert_eq!(cpu.step(), Step::Fault(Exception::gp(0)));
 }
+
+#[test]
+fn x87_control_instructions_follow_the_control_and_status_words() {
+    // fldcw [rbx]; fnstcw [rbx + 2]; fnstsw ax; fnclex; fninit; emms; fwait
+    let code = [
+        0xd9, 0x2b, 0xd9, 0x7b, 0x02, 0xdf, 0xe0, 0xdb, 0xe2, 0xdb, 0xe3, 0x0f, 0x77, 0x9b,
+    ];
+    let mut cpu = machine(true, 0, &code);
+    cpu.state.gpr[3] = 0x6000;
+    cpu.state.fpu.status = 0x3801;
+    cpu.env.put(0x6000, &[0x7e, 0x02]);
+    assert_eq!((cpu.step(), cpu.step(), cpu.step()), (DONE, DONE, DONE));
+    assert_eq!(cpu.env.number(0x6002, 2), 0x027e);
+    // The invalid-operation flag has lost its mask: it waits now.
+    assert_eq!(cpu.state.gpr[0] & 0xffff, 0xb881);
+    assert_eq!(cpu.step(), DONE);
+    assert_eq!(cpu.state.fpu.status, 0x3800);
+    assert_eq!(cpu.step(), DONE);
+    assert_eq!((cpu.state.fpu.status, cpu.state.fpu.control), (0, 0x37f));
+    assert_eq!((cpu.step(), cpu.step()), (DONE, DONE));
+    cpu.state.sys.cr0 |= cr0::TS;
+    cpu.state.rip = CODE;
+    assert_eq!(cpu.step(), Step::Fault(Exception::new(exception::NM)));
+}

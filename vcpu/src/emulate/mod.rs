@@ -8,7 +8,7 @@
 //! Read in this order: [`state`], [`environment`], this file, `dispatch`, then any family of instructions: `arith`,
 //! `logic`, `shift`, `muldiv`, `moves`, `bits`, `stack`, `string`, `control_flow`, `flag_ops`, `bcd`, `port_io`;
 //! segmentation in `address`, `descriptor`, `segment`, `far`, [`interrupt`], `iret`, `syscall`; the rest of the system
-//! side in `control_regs`, [`msr`], `system`, `xsave`; XMM registers in `sse`.
+//! side in `control_regs`, [`msr`], `system`, `xsave`, `x87`; XMM registers in `sse`.
 
 mod address;
 mod arith;
@@ -43,6 +43,7 @@ mod string;
 mod syscall;
 mod system;
 pub mod width;
+mod x87;
 mod xsave;
 
 pub use environment::{Access, AccessKind, Memory, Platform, Request, Stop, Translation};
