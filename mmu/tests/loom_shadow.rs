@@ -125,50 +125,33 @@ fn touch(mmu: &ShadowMmu<HeapTables>, vcpu: &mut ShadowVcpu, slots: Fixed, gva: 
     report(mmu, vcpu, slots, gva, 0x2)
 }
 
+/// No slot at all.
+const NONE: Fixed = Fixed {
+    generation: 0,
+    present: false,
+};
+
 #[test]
 fn zapped_and_recycled_tables_never_name_another_page() {
     check(|| {
         let mmu = mmu();
         let mut own = vcpu(&mmu);
-        fault(
-            &mmu,
-            &mut own,
-            Fixed {
-                generation: 0,
-                present: false,
-            },
-            0,
-        );
+        touch(&mmu, &mut own, NONE, 0);
+        // From here on not from the cache: that knows nothing of tables.
+        let state = *own.state();
+        own.set_state(state);
+        mmu.root(&mut own, AddressSpaceId::Normal, &mut NoTlb);
         let zapper = {
             let mmu = Arc::clone(&mmu);
             thread::spawn(move || {
                 mmu.zap_all(&mut NoObserver, &mut NoTlb);
-                // The tables come back in another order, for another page.
+                // The tables come back in another order, for another page: what was the root's first table is its leaf.
                 let mut other = vcpu(&mmu);
-                fault(
-                    &mmu,
-                    &mut other,
-                    Fixed {
-                        generation: 0,
-                        present: false,
-                    },
-                    0x3000,
-                );
+                let outcome = touch(&mmu, &mut other, NONE, 0x2000);
+                assert!(matches!(outcome, FaultOutcome::Emulate(_)), "{outcome:?}");
             })
         };
-        // Not from the cache: that knows nothing of tables.
-        let state = *own.state();
-        own.set_state(state);
-        mmu.root(&mut own, AddressSpaceId::Normal, &mut NoTlb);
-        match fault(
-            &mmu,
-            &mut own,
-            Fixed {
-                generation: 0,
-                present: false,
-            },
-            8,
-        ) {
+        match fault(&mmu, &mut own, NONE, 8) {
             FaultOutcome::Emulate(mmio) => assert_eq!(mmio.gpa, Gpa::new(8)),
             FaultOutcome::Retry => {}
             other => unreachable!("{other:?}"),
@@ -190,15 +173,8 @@ fn entry_of_an_old_era_is_never_believed_after_the_wrap() {
     check(|| {
         let mmu = mmu();
         let mut own = vcpu(&mmu);
-        touch(
-            &mmu,
-            &mut own,
-            Fixed {
-                generation: 0,
-                present: false,
-            },
-            0,
-        );
+        assert!(matches!(touch(&mmu, &mut own, NONE, 0), FaultOutcome::Emulate(_)));
+        assert!(is_mmio(&mmu, &mut own, NONE));
         let announced = {
             let mmu = Arc::clone(&mmu);
             thread::spawn(move || {
@@ -225,15 +201,16 @@ fn entry_of_a_new_era_is_never_believed_by_who_lags_behind() {
         let ahead = {
             let mmu = Arc::clone(&mmu);
             thread::spawn(move || {
-                // The first enters the era and loses its root, the second leaves an entry.
-                for _ in 0..2 {
-                    is_mmio(
+                // The first enters the era and loses its root, the second makes a new one, the third leaves an entry.
+                for _ in 0..3 {
+                    touch(
                         &mmu,
                         &mut ahead,
                         Fixed {
                             generation: 4,
                             present: false,
                         },
+                        0,
                     );
                 }
             })

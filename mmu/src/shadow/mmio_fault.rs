@@ -47,10 +47,8 @@ impl<S: TableSpace> ShadowMmu<S> {
         if self.eras.of(address_space) != era {
             return None;
         }
+        // Who enters another era zaps everything, which this notices.
         let entry = self.leaf(vcpu, gva)?;
-        if self.eras.of(address_space) != era {
-            return None;
-        }
         let Some(spte) = MmioSpte::recognise(layout, entry) else {
             // Zapped, or replaced, since the CPU read it.
             return Some(FaultOutcome::Retry);
@@ -80,6 +78,8 @@ impl<S: TableSpace> ShadowMmu<S> {
 
     /// The entry at which a walk for `gva` ends. `None` if the vCPU has no root, or tables were recycled during the walk.
     fn leaf<O>(&self, vcpu: &ShadowVcpu<O>, gva: Gva) -> Option<u64> {
+        // Before the root: if that was cut off and its tables recycled, either this is the later count, and the cut is seen
+        // below, or the count differs in the end.
         let before = self.pool.recycled();
         let (mut table, mut level) = self.current_root(vcpu)?.start(gva)?;
         let mut entry = self.pool.space().load(entry_of(table, level, gva));

@@ -265,12 +265,8 @@ impl<S: TableSpace> ShadowMmu<S> {
     /// One operation on the shadow pages.
     pub(super) fn change<R>(&self, mut flush: impl FnMut(), f: impl FnOnce(&mut Writer<'_, S>) -> R) -> R {
         self.pages.with(|pages| {
-            let mut writer = Writer::new(&self.pool, &self.layout, pages, &mut flush);
+            let mut writer = Writer::new(&self.pool, &self.layout, pages, &self.root_epoch, &mut flush);
             let result = f(&mut writer);
-            if writer.lost_root() {
-                // Before the flush that gets CPUs out of it.
-                self.root_epoch.fetch_add(1, Ordering::Release);
-            }
             writer.finish();
             result
         })

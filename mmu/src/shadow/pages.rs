@@ -14,6 +14,7 @@ use super::layout::SpteLayout;
 use super::role::PageRole;
 use super::{leaf, link};
 use crate::pool::{FreeTables, TablePool, entries};
+use crate::sync::{AtomicU64, Ordering};
 use crate::tables::{EntryLocation, TableId, TableSpace};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -59,10 +60,10 @@ pub(super) struct Writer<'a, S> {
     pub(super) pool: &'a TablePool<S>,
     pub(super) layout: &'a SpteLayout,
     pages: &'a mut Pages,
+    root_epoch: &'a AtomicU64,
     flush: &'a mut dyn FnMut(),
     unused: Vec<TableId>,
     needs_flush: bool,
-    lost_root: bool,
 }
 
 /// What became of an entry that was to be set.
@@ -77,22 +78,18 @@ impl<'a, S: TableSpace> Writer<'a, S> {
         pool: &'a TablePool<S>,
         layout: &'a SpteLayout,
         pages: &'a mut Pages,
+        root_epoch: &'a AtomicU64,
         flush: &'a mut dyn FnMut(),
     ) -> Self {
         Self {
             pool,
             layout,
             pages,
+            root_epoch,
             flush,
             unused: Vec::new(),
             needs_flush: false,
-            lost_root: false,
         }
-    }
-
-    /// Whether a root was taken out of use.
-    pub(super) fn lost_root(&self) -> bool {
-        self.lost_root
     }
 
     /// Ends the operation: flushes if that is needed, and makes unused tables free.
@@ -251,7 +248,10 @@ impl<'a, S: TableSpace> Writer<'a, S> {
             return;
         };
         let parents = core::mem::take(&mut page.parents);
-        self.lost_root |= page.is_root;
+        if page.is_root {
+            // A root is linked from vCPUs: this cuts it off, and so must come before the table is counted as recycled.
+            self.root_epoch.fetch_add(1, Ordering::Release);
+        }
         self.pages.by_key.remove(&(page.gfn, page.role));
         for parent in parents {
             self.pool.space().store(parent, self.layout.empty());
