@@ -39,6 +39,16 @@ fn kvm_shadow_paging_passes() -> TestResult {
 }
 
 #[test]
+fn trace_nested_paging_passes() -> TestResult {
+    lab_is_good(Suite::Trace, true)
+}
+
+#[test]
+fn trace_shadow_paging_passes() -> TestResult {
+    lab_is_good(Suite::Trace, false)
+}
+
+#[test]
 fn boot_nested_paging_passes() -> TestResult {
     lab_is_good(Suite::Boot, true)
 }

@@ -19,21 +19,24 @@ const BOOT_LIMIT: u32 = 800;
 /// Which of the test executables run together in one boot of the lab.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Suite {
-    /// What needs a stock KVM.
+    /// What needs a stock KVM, some of it with threads that must run at the same time.
     Kvm,
+    /// What switches the kernel's tracepoints on.
+    Trace,
     /// Guests that boot Linux.
     Boot,
 }
 
 impl Suite {
     /// All there are.
-    pub const ALL: [Self; 2] = [Self::Kvm, Self::Boot];
+    pub const ALL: [Self; 3] = [Self::Kvm, Self::Trace, Self::Boot];
 
     /// One word, for the log file's name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Kvm => "kvm",
+            Self::Trace => "trace",
             Self::Boot => "boot",
         }
     }
@@ -42,19 +45,18 @@ impl Suite {
     #[must_use]
     pub fn machine(self, npt: bool) -> Machine {
         match self {
-            Self::Kvm => Machine::for_tests(npt),
-            Self::Boot => Machine::for_boots(npt),
+            Self::Kvm | Self::Boot => Machine::parallel(npt),
+            Self::Trace => Machine::single(npt),
         }
     }
 
     fn has(self, executable: &Executable) -> bool {
-        let boots = executable.target == "guest_boot";
-        match self {
-            Self::Kvm if executable.package == "umbra-integration-tests" => {
-                executable.target.starts_with("guest_") && !boots
-            }
-            Self::Kvm => true,
-            Self::Boot => boots,
+        let target = executable.target.as_str();
+        match (executable.package.as_str(), target) {
+            ("umbra-vcpu", _) => self == Self::Kvm && target.starts_with("kvm_"),
+            (_, "guest_mmio_trace") => self == Self::Trace,
+            (_, "guest_boot") => self == Self::Boot,
+            _ => self == Self::Kvm && target.starts_with("guest_"),
         }
     }
 }

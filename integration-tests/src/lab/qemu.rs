@@ -28,9 +28,9 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The machine of the test runs.
+    /// A machine with one CPU.
     #[must_use]
-    pub fn for_tests(npt: bool) -> Self {
+    pub fn single(npt: bool) -> Self {
         Self {
             npt,
             cpus: 1,
@@ -41,12 +41,12 @@ impl Machine {
         }
     }
 
-    /// The machine that boots Linux guests, some of them with several CPUs that wait for each other.
+    /// A machine with two CPUs, for threads, or a guest's CPUs, that wait for each other.
     #[must_use]
-    pub fn for_boots(npt: bool) -> Self {
+    pub fn parallel(npt: bool) -> Self {
         Self {
             cpus: 2,
-            ..Self::for_tests(npt)
+            ..Self::single(npt)
         }
     }
 
@@ -55,7 +55,7 @@ impl Machine {
     pub fn for_figures() -> Self {
         Self {
             count_instructions: true,
-            ..Self::for_tests(true)
+            ..Self::single(true)
         }
     }
 }
@@ -249,7 +249,7 @@ mod tests {
         let machine = Machine {
             limit: Duration::from_millis(limit),
             silence: Duration::from_millis(silence),
-            ..Machine::for_tests(true)
+            ..Machine::single(true)
         };
         boot(
             &host_with(script, directory.path()),
