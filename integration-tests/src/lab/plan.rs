@@ -92,7 +92,7 @@ pub fn build(host: &Host, suite: Suite) -> Result<Plan, LabError> {
 /// Builds everything for the start-up figures: a release `vmm`, the small kernel and the program that measures.
 ///
 /// # Errors
-/// As [`build`]; also if the small kernel has not been built.
+/// As [`build()`]; also if the small kernel has not been built.
 pub fn figures(host: &Host) -> Result<Plan, LabError> {
     let small = small_kernel()?;
     let init = linux_init::program()?;
