@@ -1,6 +1,6 @@
 //! From what the user wrote to a checked [`RunConfig`].
 //!
-//! [`settings`] is what can be written, on the command line or in a file, each value optional; [`file`] reads the
+//! [`settings`] is what can be written, on the command line or in a file, each value optional; [`mod@file`] reads the
 //! file. Here the two are laid over each other (flags win), defaults filled in and every value checked, so that
 //! nothing behind this module meets an impossible one.
 
