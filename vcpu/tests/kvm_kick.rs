@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use support::{Guest, MMIO, in_full, run};
+use support::{Guest, MMIO, Random, in_full, run};
 use umbra_devices::{IoOp, IoSize};
 use umbra_vcpu::backend::VcpuBackend;
 use umbra_vcpu::exit::{VmEntry, VmExit};
@@ -128,13 +128,16 @@ fn storm_neither_drops_nor_repeats_an_exit() {
         a.out(0x80, eax)?;
         a.jmp(again)
     });
-    let done = AtomicBool::new(false);
+    let (done, exits) = (AtomicBool::new(false), AtomicU64::new(0));
     let kick = vcpu.kick_handle();
     let interruptions = thread::scope(|scope| {
         scope.spawn(|| {
+            let mut random = Random::new("pauses between kicks");
             while !done.load(Ordering::SeqCst) {
                 kick.kick();
-                thread::yield_now();
+                // Kicks that come faster than the guest can be entered would, on a slow machine, be all that ever happens.
+                let enough = exits.load(Ordering::SeqCst) + random.below(3);
+                spin_until(|| exits.load(Ordering::SeqCst) >= enough || done.load(Ordering::SeqCst));
             }
         });
         let mut interruptions = 0;
@@ -142,7 +145,9 @@ fn storm_neither_drops_nor_repeats_an_exit() {
             // 8 bytes across a page border in pieces, then the port.
             let mut bytes = Vec::new();
             loop {
-                match run(&mut vcpu, VmEntry::Resume) {
+                let exit = run(&mut vcpu, VmEntry::Resume);
+                exits.fetch_add(u64::from(exit != VmExit::Interrupted), Ordering::SeqCst);
+                match exit {
                     VmExit::Interrupted => interruptions += 1,
                     VmExit::Mmio {
                         size,

@@ -211,7 +211,7 @@ fn command(host: &Host, machine: &Machine, initramfs: &Path) -> Command {
     } else if machine.cpus == 1 {
         command.args(["-accel", "tcg,thread=single"]);
     } else {
-        command.args(["-accel", "tcg,thread=multi"]);
+        command.args(["-accel", "tcg,thread=single"]);
     }
     command
         .arg("-kernel")
