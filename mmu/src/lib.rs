@@ -2,7 +2,8 @@
 //!
 //! Read in this order: [`access_mask`] (permissions), [`shadow`] (the bits of an entry), [`mmio`] (how an entry says
 //! "MMIO"), [`tables`] (where entries are kept), [`direct`] (the tables that answer by gfn, and the answer),
-//! [`observer`] (who is told). Apart from these: [`x86`] (facts about paging) and [`guest_walk`] (a guest's own tables).
+//! [`observer`] (who is told). Apart from these: [`x86`] (facts about paging) and [`guest_walk`] (a guest's own tables);
+//! `gva_memory` is that as a `vm_memory` guest memory.
 #![cfg_attr(not(feature = "std"), no_std)]
 #![forbid(unsafe_code)]
 
@@ -11,6 +12,8 @@ extern crate alloc;
 pub mod access_mask;
 pub mod direct;
 pub mod guest_walk;
+#[cfg(feature = "std")]
+pub mod gva_memory;
 pub mod hw_model;
 pub mod mmio;
 pub mod observer;

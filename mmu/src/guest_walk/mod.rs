@@ -13,4 +13,6 @@ pub mod walker;
 
 pub use pae::{BadPdpte, PdpteLoad, load_pdptes};
 pub use result::{GuestWalk, WalkEntry, WalkFailure};
+#[cfg(feature = "std")]
+pub(crate) use walker::look;
 pub use walker::{translate, walk};

@@ -50,13 +50,16 @@ impl GuestWalk {
 }
 
 /// Why there is no translation.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
 pub enum WalkFailure {
     /// The guest gets a page fault.
-    Fault(PageFault),
+    #[error(transparent)]
+    Fault(#[from] PageFault),
     /// The address isn't canonical: #GP(0), or #SS(0) through the stack segment; the CPU doesn't even walk. In modes
     /// with 32-bit linear addresses: an address that the caller should have cut to 32 bits.
+    #[error("{0} is not canonical")]
     NonCanonical(Gva),
     /// Memory or slots were changing under the walk for too long. Let the guest run its instruction again.
+    #[error("memory was changing all the time")]
     Retry,
 }

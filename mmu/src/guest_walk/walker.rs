@@ -46,7 +46,13 @@ pub fn translate<M: GuestMemory>(
     look(state, memory, gva, access).map(|walk| walk.gpa)
 }
 
-fn look<M: GuestMemory>(state: &PagingState, memory: &M, gva: Gva, access: Access) -> Result<GuestWalk, WalkFailure> {
+/// Walks without leaving a trace.
+pub(crate) fn look<M: GuestMemory>(
+    state: &PagingState,
+    memory: &M,
+    gva: Gva,
+    access: Access,
+) -> Result<GuestWalk, WalkFailure> {
     if !state.mode.is_canonical(gva) {
         return Err(WalkFailure::NonCanonical(gva));
     }

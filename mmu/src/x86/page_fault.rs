@@ -78,20 +78,25 @@ impl fmt::Debug for PageFaultCode {
 }
 
 /// Why a walk faulted.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
 pub enum FaultCause {
     /// An entry isn't present.
+    #[error("not present")]
     NotPresent,
     /// An entry has a reserved bit set.
+    #[error("a reserved bit is set")]
     Reserved,
     /// The permissions forbid it.
+    #[error("not permitted")]
     Permission,
     /// A table lies where there is no memory. KVM injects this as "not present"; the error code is that.
+    #[error("no table: {0}")]
     NoTable(MemoryFault),
 }
 
 /// A page fault that the guest has coming.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
+#[error("page fault at {gva}, error code {:#x}, at level {level}: {cause}", .code.raw())]
 pub struct PageFault {
     /// For CR2.
     pub gva: Gva,
