@@ -3,32 +3,88 @@
 
 use crate::access_mask::AccessMask;
 use crate::mmio::{MmioGen, MmioSpte};
+use crate::shadow::PageRole;
 use crate::tables::EntryLocation;
-use umbra_memslots::{AddressSpaceId, Generation, Gfn, Gva};
+use crate::x86::{GuestPte, PageFaultCode};
+use umbra_memslots::{AddressSpaceId, Generation, Gfn, Gpa, Gva};
 
-/// Takes note of events. All methods do nothing by default; calls are static, so that not observing costs nothing.
-///
-/// Some are made with the MMU's lock held: an observer must not call back into the MMU.
-pub trait MmuObserver {
-    /// An MMIO SPTE was made.
-    #[inline]
-    fn mark_mmio_spte(&mut self, _at: EntryLocation, _gfn: Gfn, _access: AccessMask, _generation: MmioGen) {}
+/// Declares the events, with bodies that do nothing, and passes them on through references.
+macro_rules! events {
+    ($($(#[$meta:meta])* fn $name:ident($($argument:ident: $type:ty),*);)*) => {
+        /// Takes note of events. All methods do nothing by default; calls are static, so that not observing costs
+        /// nothing.
+        ///
+        /// Some are made with the MMU's lock held: an observer must not call back into the MMU.
+        pub trait MmuObserver {
+            $(
+                $(#[$meta])*
+                #[inline]
+                fn $name(&mut self, $($argument: $type),*) {
+                    let _ = ($($argument,)*);
+                }
+            )*
+        }
 
-    /// An MMIO SPTE was compared with the current generation.
-    #[inline]
-    fn check_mmio_spte(&mut self, _spte: MmioSpte, _current: Generation, _made: MmioGen, _valid: bool) {}
+        impl<O: MmuObserver> MmuObserver for &mut O {
+            $(
+                #[inline]
+                fn $name(&mut self, $($argument: $type),*) {
+                    (**self).$name($($argument),*);
+                }
+            )*
+        }
+    };
+}
 
-    /// An access was recognised as MMIO by a fresh MMIO SPTE. `gva` is `None` on direct tables, where KVM prints 0.
-    #[inline]
-    fn handle_mmio_page_fault(&mut self, _gva: Option<Gva>, _gfn: Gfn, _access: AccessMask) {}
+events! {
+    /// `kvm_mmu_pagetable_walk`: a walk of the guest's tables begins. The code is what the CPU reported, without RSVD.
+    fn pagetable_walk(gva: Gva, code: PageFaultCode);
 
-    /// A leaf was installed.
-    #[inline]
-    fn set_spte(&mut self, _at: EntryLocation, _gfn: Gfn, _level: u8, _spte: u64) {}
+    /// `kvm_mmu_paging_element`: an entry of the guest's was read, present or not.
+    fn paging_element(pte: GuestPte, level: u8);
 
-    /// Everything that an address space's tables knew was thrown away.
-    #[inline]
-    fn zap_all_fast(&mut self, _address_space: AddressSpaceId, _tables_in_use: u32) {}
+    /// `kvm_mmu_set_accessed_bit`: the walk sets the accessed flag of the guest's entry there (in a read-only slot it
+    /// stays clear).
+    fn set_accessed_bit(gpa: Gpa);
+
+    /// `kvm_mmu_set_dirty_bit`: the same for the dirty flag.
+    fn set_dirty_bit(gpa: Gpa);
+
+    /// `kvm_mmu_walker_error`: the walk ended in a fault for the guest, with this code.
+    fn walker_error(code: PageFaultCode);
+
+    /// `kvm_mmu_get_page`: a shadow page was asked for, and found or `created`.
+    fn get_page(gfn: Gfn, role: PageRole, created: bool);
+
+    /// `kvm_mmu_sync_page`: a shadow page is brought up to date with the guest's table, or taken out of use while it
+    /// wasn't.
+    fn sync_page(gfn: Gfn, role: PageRole);
+
+    /// `kvm_mmu_unsync_page`: the guest may now write to the table that this page is a shadow of.
+    fn unsync_page(gfn: Gfn, role: PageRole);
+
+    /// `kvm_mmu_prepare_zap_page`: a shadow page is taken out of use.
+    fn prepare_zap_page(gfn: Gfn, role: PageRole);
+
+    /// `kvm_mmu_spte_requested`: a leaf of `level` is to be made for `gfn`. `address` is where the walker finds the
+    /// memory (KVM prints its frame number), `None` for MMIO.
+    fn spte_requested(gfn: Gfn, address: Option<u64>, level: u8);
+
+    /// `mark_mmio_spte`: an MMIO SPTE was made.
+    fn mark_mmio_spte(at: EntryLocation, gfn: Gfn, access: AccessMask, generation: MmioGen);
+
+    /// `check_mmio_spte`: an MMIO SPTE was compared with the current generation.
+    fn check_mmio_spte(spte: MmioSpte, current: Generation, made: MmioGen, valid: bool);
+
+    /// `handle_mmio_page_fault`: an access was recognised as MMIO by a fresh MMIO SPTE. `gva` is `None` on direct
+    /// tables, where KVM prints 0.
+    fn handle_mmio_page_fault(gva: Option<Gva>, gfn: Gfn, access: AccessMask);
+
+    /// `kvm_mmu_set_spte`: a leaf was installed.
+    fn set_spte(at: EntryLocation, gfn: Gfn, level: u8, spte: u64);
+
+    /// `kvm_mmu_zap_all_fast`: everything that an address space's tables knew was thrown away.
+    fn zap_all_fast(address_space: AddressSpaceId, tables_in_use: u32);
 }
 
 /// Observes nothing.
@@ -36,25 +92,3 @@ pub trait MmuObserver {
 pub struct NoObserver;
 
 impl MmuObserver for NoObserver {}
-
-impl<O: MmuObserver> MmuObserver for &mut O {
-    fn mark_mmio_spte(&mut self, at: EntryLocation, gfn: Gfn, access: AccessMask, generation: MmioGen) {
-        (**self).mark_mmio_spte(at, gfn, access, generation);
-    }
-
-    fn check_mmio_spte(&mut self, spte: MmioSpte, current: Generation, made: MmioGen, valid: bool) {
-        (**self).check_mmio_spte(spte, current, made, valid);
-    }
-
-    fn handle_mmio_page_fault(&mut self, gva: Option<Gva>, gfn: Gfn, access: AccessMask) {
-        (**self).handle_mmio_page_fault(gva, gfn, access);
-    }
-
-    fn set_spte(&mut self, at: EntryLocation, gfn: Gfn, level: u8, spte: u64) {
-        (**self).set_spte(at, gfn, level, spte);
-    }
-
-    fn zap_all_fast(&mut self, address_space: AddressSpaceId, tables_in_use: u32) {
-        (**self).zap_all_fast(address_space, tables_in_use);
-    }
-}

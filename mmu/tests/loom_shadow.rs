@@ -178,7 +178,12 @@ fn entry_of_an_old_era_is_never_believed_after_the_wrap() {
         let announced = {
             let mmu = Arc::clone(&mmu);
             thread::spawn(move || {
-                mmu.generation_changes(&mut NoTlb, AddressSpaceId::Normal, Generation::from_raw(4));
+                mmu.generation_changes(
+                    &mut NoObserver,
+                    &mut NoTlb,
+                    AddressSpaceId::Normal,
+                    Generation::from_raw(4),
+                );
             })
         };
         assert!(!is_mmio(

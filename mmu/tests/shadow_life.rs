@@ -8,15 +8,15 @@ mod machine;
 
 use common::{NXE, PSE, SMEP, WP, regs};
 use machine::{HOST_TABLES, Machine, Seen, vcpu};
-use umbra_memslots::{AddressSpaceId, Generation, Gfn, Gva};
+use umbra_memslots::{AddressSpaceId, Generation, Gva};
+use umbra_mmu::MmuObserver;
 use umbra_mmu::direct::MmioSource;
-use umbra_mmu::mmio::{MmioGen, MmioSpte};
+use umbra_mmu::mmio::MmioGen;
 use umbra_mmu::shadow::{
     BitSpan, FaultOutcome, GenerationSpans, HostParams, ShadowError, ShadowFault, ShadowMmu, ShadowVcpu, SpteLayout,
 };
-use umbra_mmu::tables::{EntryLocation, HeapTables};
+use umbra_mmu::tables::HeapTables;
 use umbra_mmu::x86::{Access, AccessKind, PageFaultCode, PagingRegs, PagingState, Privilege};
-use umbra_mmu::{AccessMask, MmuObserver};
 
 const USER_READ: Access = Access::new(AccessKind::Read, Privilege::User);
 const USER_WRITE: Access = Access::new(AccessKind::Write, Privilege::User);
@@ -321,66 +321,6 @@ fn root_that_was_zapped_is_loaded_again() {
     assert_eq!(machine.access(&mut own, &regs, 0, USER_READ), Seen::Fault(0x4));
     machine.set_slots(0xffff, 0);
     assert_eq!(machine.access(&mut own, &regs, 0, USER_READ), Seen::Ram(0x8000));
-}
-
-#[derive(Default)]
-struct Recorder(Vec<String>);
-
-impl MmuObserver for Recorder {
-    fn mark_mmio_spte(&mut self, _at: EntryLocation, gfn: Gfn, access: AccessMask, generation: MmioGen) {
-        self.0.push(format!(
-            "mark_mmio_spte gfn {gfn:x} access {:x} gen {:x}",
-            access.bits(),
-            generation.get()
-        ));
-    }
-
-    fn check_mmio_spte(&mut self, spte: MmioSpte, _current: Generation, made: MmioGen, valid: bool) {
-        let valid = u8::from(valid);
-        self.0.push(format!(
-            "check_mmio_spte spte {:x} spte-gen {:x} valid {valid}",
-            spte.raw(),
-            made.get()
-        ));
-    }
-
-    fn handle_mmio_page_fault(&mut self, gva: Option<Gva>, gfn: Gfn, access: AccessMask) {
-        let gva = gva.map_or(0, Gva::get);
-        self.0.push(format!(
-            "handle_mmio_page_fault addr {gva:x} gfn {gfn:x} access {:x}",
-            access.bits()
-        ));
-    }
-
-    fn set_spte(&mut self, _at: EntryLocation, gfn: Gfn, level: u8, spte: u64) {
-        self.0
-            .push(format!("kvm_mmu_set_spte gfn {gfn:x} spte {spte:x} level {level}"));
-    }
-
-    fn zap_all_fast(&mut self, _space: AddressSpaceId, _tables_in_use: u32) {
-        self.0.push("kvm_mmu_zap_all_fast".to_owned());
-    }
-}
-
-#[test]
-fn observer_sees_each_step() {
-    let (mut machine, regs, _) = guest();
-    let mut own = ShadowVcpu::with_observer(PagingState::new(&regs), Recorder::default());
-    machine.access(&mut own, &regs, 0, USER_WRITE);
-    machine.access(&mut own, &regs, 0x3008, USER_WRITE);
-    // Not the cache: the state was set again.
-    own.set_state(PagingState::new(&regs));
-    machine.access(&mut own, &regs, 0x3008, USER_WRITE);
-    assert_eq!(
-        own.observer().0,
-        [
-            // Host page 8: P, W, U, A, D, host- and MMU-writable, MMU-present.
-            "kvm_mmu_set_spte gfn 8 spte 10000008e67 level 1",
-            "mark_mmio_spte gfn 300000 access 7 gen 2",
-            "check_mmio_spte spte 8000300000017 spte-gen 2 valid 1",
-            "handle_mmio_page_fault addr 3008 gfn 300000 access 6",
-        ]
-    );
 }
 
 #[test]

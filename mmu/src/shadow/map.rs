@@ -2,20 +2,22 @@
 //! leaf. KVM's `FNAME(page_fault)`, `kvm_faultin_pfn`, `FNAME(fetch)` and `mmu_set_spte`.
 
 use super::leaf::{self, LeafParts};
+use super::link;
 use super::mmu::ShadowMmu;
 use super::outcome::{FaultOutcome, MmioAccess, ShadowFault};
 use super::pages::{Set, Writer};
 use super::ports::{FoundFrame, FrameSource};
 use super::root::{RootTables, entry_of};
-use super::vcpu::ShadowVcpu;
+use super::vcpu::Own;
+use super::watched::Watched;
 use crate::access_mask::AccessMask;
 use crate::direct::{MmioSource, SlotSet};
 use crate::guest_walk::{GuestWalk, WalkFailure, walk};
 use crate::mmio::{CachedMmio, MmioEra, MmioGen, MmioSpte};
 use crate::observer::MmuObserver;
 use crate::tables::{EntryLocation, INDEX_BITS, TableSpace};
-use crate::x86::{Access, GuestPte, PagingState};
-use umbra_memslots::{Gfn, GuestMemory};
+use crate::x86::{Access, GuestPte, PagingMode, PagingState};
+use umbra_memslots::{Gfn, GuestMemory, Gva};
 
 /// What is to be reached.
 struct Target<'a> {
@@ -39,18 +41,19 @@ impl<S: TableSpace> ShadowMmu<S> {
     /// `None` if all tables are in use.
     pub(super) fn map<O: MmuObserver>(
         &self,
-        writer: &mut Writer<'_, S>,
+        writer: &mut Writer<'_, S, O>,
         root: RootTables,
-        vcpu: &mut ShadowVcpu<O>,
+        own: &mut Own,
         memory: &impl GuestMemory,
         frames: &mut impl FrameSource,
         fault: ShadowFault,
     ) -> Option<FaultOutcome> {
         let ShadowFault { gva, access, .. } = fault;
-        let walk = match walk(&vcpu.state, memory, gva, access) {
+        let walk = match observed_walk(&own.state, memory, writer.observer, fault) {
             Ok(walk) => walk,
             Err(WalkFailure::Fault(fault)) => {
-                vcpu.stats.injected += 1;
+                own.stats.injected += 1;
+                writer.observer.walker_error(fault.code);
                 return Some(FaultOutcome::Inject(fault));
             }
             Err(WalkFailure::NonCanonical(gva)) => return Some(FaultOutcome::NonCanonical(gva)),
@@ -63,7 +66,7 @@ impl<S: TableSpace> ShadowMmu<S> {
                 walk: &walk,
                 access: clean_is_read_only(&walk, access),
             };
-            return self.map_mmio(writer, root, vcpu, memory, target, set);
+            return self.map_mmio(writer, root, own, memory, target, set);
         };
         if frame.slot.invalid {
             return Some(FaultOutcome::Retry);
@@ -71,51 +74,64 @@ impl<S: TableSpace> ShadowMmu<S> {
         if access.is_write() && frame.slot.read_only {
             return Some(FaultOutcome::ReadOnlyWrite(walk.gpa, frame.slot.id));
         }
-        let allowed = with_wp_fixup(&vcpu.state, clean_is_read_only(&walk, access), access);
-        let at = match self.path(
-            writer,
-            root,
-            memory,
-            &Target {
-                walk: &walk,
-                access: allowed,
-            },
-        ) {
+        if access.is_write() && fault.present && writer.is_tracked(gfn) {
+            // Known to be mapped without the right to write, and for this reason.
+            self.clear_floods(writer, root, gva);
+            own.stats.tracked_writes += 1;
+            return Some(FaultOutcome::WriteTracked(walk.gpa));
+        }
+        let allowed = with_wp_fixup(&own.state, clean_is_read_only(&walk, access), access);
+        let FoundFrame { address, slot } = frame;
+        let target = Target {
+            walk: &walk,
+            access: allowed,
+        };
+        let at = match self.path(writer, root, memory, &target, Some(address)) {
             PathTo::Leaf(at) => at,
             PathTo::Changed => return Some(FaultOutcome::Retry),
             PathTo::OutOfTables => return None,
         };
         // Not before: making the path may have found that the page is a table.
         let tracked = writer.is_tracked(gfn);
-        if access.is_write() && tracked {
-            vcpu.stats.tracked_writes += 1;
-            return Some(FaultOutcome::WriteTracked(walk.gpa));
-        }
-        let FoundFrame { address, slot } = frame;
-        let key = walk.permissions.key;
         let entry = leaf::encode(LeafParts {
             address,
             access: allowed,
-            key,
+            key: walk.permissions.key,
             host_writable: !slot.read_only,
             tracked,
         });
-        Some(match writer.set_leaf(at, gfn, entry) {
-            Set::Same => FaultOutcome::Spurious,
-            Set::Changed => {
-                vcpu.stats.fixed += 1;
-                vcpu.observer.set_spte(at, gfn, 1, entry);
-                FaultOutcome::Fixed
+        let set = writer.set_leaf(at, gfn, entry);
+        if set == Set::Changed {
+            own.stats.fixed += 1;
+            writer.observer.set_spte(at, gfn, 1, entry);
+        }
+        Some(match set {
+            _ if access.is_write() && tracked => {
+                own.stats.tracked_writes += 1;
+                FaultOutcome::WriteTracked(walk.gpa)
             }
+            Set::Same => FaultOutcome::Spurious,
+            Set::Changed => FaultOutcome::Fixed,
         })
+    }
+
+    /// What the walk goes through is in use as tables (`shadow_page_table_clear_flood`).
+    fn clear_floods<O: MmuObserver>(&self, writer: &mut Writer<'_, S, O>, root: RootTables, gva: Gva) {
+        let mut next = root.start(gva);
+        while let Some((table, level)) = next {
+            writer.clear_flood(table);
+            let entry = self.pool.space().load(entry_of(table, level, gva));
+            let below = link::target(&self.layout, entry).filter(|_| level > 1);
+            next = below.and_then(|below| Some((self.pool.space().table_at(below)?, level - 1)));
+        }
     }
 
     /// `kvm_handle_noslot_fault` and `mark_mmio_spte`.
     fn map_mmio<O: MmuObserver>(
         &self,
-        writer: &mut Writer<'_, S>,
+        writer: &mut Writer<'_, S, O>,
         root: RootTables,
-        vcpu: &mut ShadowVcpu<O>,
+        own: &mut Own,
         memory: &impl GuestMemory,
         target: Target<'_>,
         SlotSet {
@@ -125,7 +141,7 @@ impl<S: TableSpace> ShadowMmu<S> {
     ) -> Option<FaultOutcome> {
         let Target { walk, access } = target;
         let gfn = walk.gpa.gfn();
-        vcpu.cache.store(CachedMmio {
+        own.cache.store(CachedMmio {
             gfn,
             gva: Some(walk.gva),
             access,
@@ -150,11 +166,11 @@ impl<S: TableSpace> ShadowMmu<S> {
             // A view of the slots so old that its date would be taken for one of the present era.
             return Some(answer);
         }
-        match self.path(writer, root, memory, &target) {
+        match self.path(writer, root, memory, &target, None) {
             PathTo::Leaf(at) => {
                 if writer.set_mmio(at, spte.raw()) == Set::Changed {
-                    vcpu.stats.created += 1;
-                    vcpu.observer.mark_mmio_spte(at, gfn, access, made);
+                    own.stats.created += 1;
+                    writer.observer.mark_mmio_spte(at, gfn, access, made);
                 }
                 Some(answer)
             }
@@ -163,21 +179,26 @@ impl<S: TableSpace> ShadowMmu<S> {
         }
     }
 
-    /// Makes and links the pages down to level 1.
-    fn path(
+    /// Makes and links the pages down to level 1 (`FNAME(fetch)`): shadows of the tables that the walk went through, and
+    /// below them what follows from the gfn.
+    fn path<O: MmuObserver>(
         &self,
-        writer: &mut Writer<'_, S>,
+        writer: &mut Writer<'_, S, O>,
         root: RootTables,
         memory: &impl GuestMemory,
-        &Target {
-            walk,
-            access: leaf_access,
-        }: &Target<'_>,
+        target: &Target<'_>,
+        address: Option<u64>,
     ) -> PathTo {
+        let walk = target.walk;
         let Some((mut table, mut level)) = root.start(walk.gva) else {
             return PathTo::Changed;
         };
+        if !self.still_there(memory, walk, level) {
+            return PathTo::Changed;
+        }
+        let mut requested = false;
         while level > 1 {
+            writer.clear_flood(table);
             let at = entry_of(table, level, walk.gva);
             let Some(role) = writer.page(table).map(|page| page.role) else {
                 return PathTo::Changed;
@@ -185,20 +206,33 @@ impl<S: TableSpace> ShadowMmu<S> {
             let (gfn, access, direct) = match table_below(walk, level) {
                 Some((gfn, access)) => (gfn, access, false),
                 // Within a large page, or without paging: what is below follows from the gfn.
-                None => (first_of(walk.gpa.gfn(), level - 1), leaf_access, true),
+                None => (first_of(walk.gpa.gfn(), level - 1), target.access, true),
             };
-            let Some((child, created)) = writer.get(gfn, role.child(at.index, access, direct), false) else {
-                return PathTo::OutOfTables;
-            };
-            writer.link(at, child);
-            if created && !direct {
-                // Until now other vCPUs may have written to it.
-                writer.flush_now();
-                if !self.still_there(memory, walk, level - 1) {
-                    return PathTo::Changed;
-                }
+            if direct && !requested {
+                writer.observer.spte_requested(walk.gpa.gfn(), address, 1);
+                requested = true;
             }
+            let role = role.child(at.index, access, direct);
+            let child = match writer.linked(at, gfn, role) {
+                Some(child) => child,
+                None => match writer.get(gfn, role, false) {
+                    Some((child, _)) => {
+                        // Until now other vCPUs may have written to the table.
+                        writer.flush_now();
+                        child
+                    }
+                    None => return PathTo::OutOfTables,
+                },
+            };
+            if !direct && !self.still_there(memory, walk, level - 1) {
+                return PathTo::Changed;
+            }
+            writer.link(at, child);
             (table, level) = (child, level - 1);
+        }
+        writer.clear_flood(table);
+        if !requested {
+            writer.observer.spte_requested(walk.gpa.gfn(), address, 1);
         }
         PathTo::Leaf(entry_of(table, 1, walk.gva))
     }
@@ -211,6 +245,21 @@ impl<S: TableSpace> ShadowMmu<S> {
             .filter(|entry| entry.level == level)
             .all(|entry| memory.read_entry(entry.gpa, walk.entry_size()) == Ok(entry.pte.raw()))
     }
+}
+
+/// A walk of the guest's tables that the observer can follow.
+fn observed_walk<O: MmuObserver>(
+    state: &PagingState,
+    memory: &impl GuestMemory,
+    observer: &mut O,
+    fault: ShadowFault,
+) -> Result<GuestWalk, WalkFailure> {
+    if state.mode == PagingMode::None {
+        return walk(state, memory, fault.gva, fault.access);
+    }
+    observer.pagetable_walk(fault.gva, fault.code());
+    let memory = Watched::new(memory, observer, state, fault.gva);
+    walk(state, &memory, fault.gva, fault.access)
 }
 
 /// The guest table to which the walk's entry of `level` leads, and what the entries so far allow; `None` if there is no

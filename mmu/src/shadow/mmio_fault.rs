@@ -8,7 +8,7 @@ use super::mmu::ShadowMmu;
 use super::outcome::{FaultOutcome, MmioAccess, ShadowFault};
 use super::ports::FrameSource;
 use super::root::entry_of;
-use super::vcpu::ShadowVcpu;
+use super::vcpu::{Own, ShadowVcpu};
 use crate::access_mask::AccessMask;
 use crate::direct::{MmioSource, SlotSet};
 use crate::mmio::{CachedMmio, Freshness, MmioEra, MmioSpte};
@@ -22,7 +22,7 @@ impl<S: TableSpace> ShadowMmu<S> {
     /// `None`: nothing is known, or not for sure; take the slow path.
     pub(super) fn handle_mmio_page_fault<O: MmuObserver>(
         &self,
-        vcpu: &mut ShadowVcpu<O>,
+        ShadowVcpu { own, observer }: &mut ShadowVcpu<O>,
         frames: &mut impl FrameSource,
         ShadowFault { gva, access, .. }: ShadowFault,
     ) -> Option<FaultOutcome> {
@@ -34,12 +34,12 @@ impl<S: TableSpace> ShadowMmu<S> {
             let gpa = gfn.base().wrapping_add(gva.page_offset());
             Some(FaultOutcome::Emulate(MmioAccess { gpa, access, source }))
         };
-        if let Some(cached) = vcpu.cache.by_gva(gva, generation, address_space) {
+        if let Some(cached) = own.cache.by_gva(gva, generation, address_space) {
             let (gfn, mask) = (cached.gfn, cached.access);
-            if !surely_allowed(&vcpu.state, mask, access) {
+            if !surely_allowed(&own.state, mask, access) {
                 return None;
             }
-            vcpu.stats.cache_hits += 1;
+            own.stats.cache_hits += 1;
             return emulate(gfn, mask, MmioSource::Cache);
         }
         let layout = &self.layout;
@@ -48,25 +48,24 @@ impl<S: TableSpace> ShadowMmu<S> {
             return None;
         }
         // Who enters another era zaps everything, which this notices.
-        let entry = self.leaf(vcpu, gva)?;
+        let entry = self.leaf(own, gva)?;
         let Some(spte) = MmioSpte::recognise(layout, entry) else {
             // Zapped, or replaced, since the CPU read it.
             return Some(FaultOutcome::Retry);
         };
         let freshness = spte.check(layout, generation);
-        vcpu.observer
-            .check_mmio_spte(spte, generation, spte.generation(layout), freshness == Freshness::Fresh);
+        observer.check_mmio_spte(spte, generation, spte.generation(layout), freshness == Freshness::Fresh);
         if freshness != Freshness::Fresh {
-            vcpu.stats.stale += u64::from(freshness == Freshness::Stale);
+            own.stats.stale += u64::from(freshness == Freshness::Stale);
             return None;
         }
         let (gfn, mask) = (spte.gfn(layout), spte.access(layout));
-        if !surely_allowed(&vcpu.state, mask, access) {
+        if !surely_allowed(&own.state, mask, access) {
             return None;
         }
-        vcpu.stats.spte_hits += 1;
-        vcpu.observer.handle_mmio_page_fault(Some(gva), gfn, mask);
-        vcpu.cache.store(CachedMmio {
+        own.stats.spte_hits += 1;
+        observer.handle_mmio_page_fault(Some(gva), gfn, mask);
+        own.cache.store(CachedMmio {
             gfn,
             gva: Some(gva),
             access: mask,
@@ -77,11 +76,11 @@ impl<S: TableSpace> ShadowMmu<S> {
     }
 
     /// The entry at which a walk for `gva` ends. `None` if the vCPU has no root, or tables were recycled during the walk.
-    fn leaf<O>(&self, vcpu: &ShadowVcpu<O>, gva: Gva) -> Option<u64> {
+    fn leaf(&self, own: &Own, gva: Gva) -> Option<u64> {
         // Before the root: if that was cut off and its tables recycled, either this is the later count, and the cut is seen
         // below, or the count differs in the end.
         let before = self.pool.recycled();
-        let (mut table, mut level) = self.current_root(vcpu)?.start(gva)?;
+        let (mut table, mut level) = self.current_root(own)?.start(gva)?;
         let mut entry = self.pool.space().load(entry_of(table, level, gva));
         while level > 1 {
             let Some(next) = link::target(&self.layout, entry).and_then(|next| self.pool.space().table_at(next)) else {

@@ -15,9 +15,9 @@ use super::outcome::{FaultOutcome, ShadowFault};
 use super::pages::{Pages, Writer};
 use super::ports::{FrameSource, TlbControl};
 use super::root::{RootTables, ShadowRoot, entry_of, root_keys};
-use super::vcpu::ShadowVcpu;
+use super::vcpu::{Own, ShadowVcpu};
 use crate::mmio::{Eras, MmioEra};
-use crate::observer::MmuObserver;
+use crate::observer::{MmuObserver, NoObserver};
 use crate::pool::TablePool;
 use crate::sync::{AtomicU64, Lock, Ordering};
 use crate::tables::{HeapTables, TableSpace};
@@ -89,12 +89,12 @@ impl<S: TableSpace> ShadowMmu<S> {
 
     /// Number of tables in use.
     pub fn tables_in_use(&self) -> u32 {
-        self.change(|| {}, |writer| writer.in_use())
+        self.change(&mut NoObserver, || {}, |writer| writer.in_use())
     }
 
     /// Number of leaves that map memory.
     pub fn leaves(&self) -> usize {
-        self.change(|| {}, |writer| writer.leaves())
+        self.change(&mut NoObserver, || {}, |writer| writer.leaves())
     }
 
     /// The root that a vCPU is to run on: to be asked for before each entry, and cheap if nothing has changed.
@@ -104,7 +104,7 @@ impl<S: TableSpace> ShadowMmu<S> {
         address_space: AddressSpaceId,
         tlb: &mut impl TlbControl,
     ) -> ShadowRoot {
-        let tables = match self.current_root(vcpu) {
+        let tables = match self.current_root(&vcpu.own) {
             Some(tables) => tables,
             None => self.load_root(vcpu, address_space, tlb),
         };
@@ -120,25 +120,26 @@ impl<S: TableSpace> ShadowMmu<S> {
         tlb: &mut impl TlbControl,
         fault: ShadowFault,
     ) -> FaultOutcome {
-        vcpu.stats.faults += 1;
+        vcpu.own.stats.faults += 1;
         if fault.reserved
             && let Some(outcome) = self.handle_mmio_page_fault(vcpu, frames, fault)
         {
             return outcome;
         }
-        let Some(root) = self.current_root(vcpu) else {
+        let Some(root) = self.current_root(&vcpu.own) else {
             self.load_root(vcpu, frames.current().address_space, tlb);
             return FaultOutcome::Retry;
         };
         let mapped = self.change(
+            &mut vcpu.observer,
             || tlb.flush_all(),
-            |writer| self.map(writer, root, vcpu, memory, frames, fault),
+            |writer| self.map(writer, root, &mut vcpu.own, memory, frames, fault),
         );
         match mapped {
             Some(outcome) => outcome,
             None => {
                 // All tables are in use: begin anew.
-                vcpu.stats.reclaims += 1;
+                vcpu.own.stats.reclaims += 1;
                 self.zap_all(&mut vcpu.observer, tlb);
                 self.load_root(vcpu, frames.current().address_space, tlb);
                 FaultOutcome::Retry
@@ -148,11 +149,12 @@ impl<S: TableSpace> ShadowMmu<S> {
 
     /// The guest's memory was written at `gpa` other than through a mapping of ours: an emulated instruction, a device.
     /// To be called after the write. `bytes` must not cross a page.
-    pub fn guest_wrote(&self, tlb: &mut impl TlbControl, gpa: Gpa, bytes: u16) {
+    pub fn guest_wrote<O: MmuObserver>(&self, observer: &mut O, tlb: &mut impl TlbControl, gpa: Gpa, bytes: u16) {
         #[expect(clippy::cast_possible_truncation, reason = "the offset in a page has twelve bits")]
         let offset = gpa.page_offset() as u16;
         let bytes = bytes.min(4096 - offset);
         self.change(
+            observer,
             || tlb.flush_all(),
             |writer| writer.guest_wrote(gpa.gfn(), offset, bytes),
         );
@@ -160,10 +162,11 @@ impl<S: TableSpace> ShadowMmu<S> {
 
     /// INVLPG on this vCPU.
     pub fn invlpg<O: MmuObserver>(&self, vcpu: &mut ShadowVcpu<O>, tlb: &mut impl TlbControl, gva: Gva) {
-        vcpu.cache.forget_gva(gva);
-        if let Some(root) = self.current_root(vcpu) {
+        vcpu.own.cache.forget_gva(gva);
+        if let Some(root) = self.current_root(&vcpu.own) {
             // The leaf may be shared with other vCPUs, whose TLBs may go on holding it: nobody takes rights from them.
             self.change(
+                &mut vcpu.observer,
                 || tlb.flush_gva(gva),
                 |writer| {
                     if let Some((mut table, mut level)) = root.start(gva) {
@@ -183,34 +186,53 @@ impl<S: TableSpace> ShadowMmu<S> {
     }
 
     /// The frames' memory goes or changes its place: all mappings of it go, and all shadows of tables in it.
-    pub fn zap_range(&self, tlb: &mut impl TlbControl, range: GfnRange) {
-        self.change(|| tlb.flush_all(), |writer| writer.zap_range(range));
+    pub fn zap_range<O: MmuObserver>(&self, observer: &mut O, tlb: &mut impl TlbControl, range: GfnRange) {
+        self.change(observer, || tlb.flush_all(), |writer| writer.zap_range(range));
     }
 
     /// Everything goes (`kvm_mmu_zap_all_fast`).
     pub fn zap_all<O: MmuObserver>(&self, observer: &mut O, tlb: &mut impl TlbControl) {
         self.change(
+            observer,
             || tlb.flush_all(),
             |writer| {
+                let in_use = writer.in_use();
+                writer.observer.zap_all_fast(AddressSpaceId::Normal, in_use);
                 writer.zap_all();
-                observer.zap_all_fast(AddressSpaceId::Normal, writer.in_use());
             },
         );
     }
 
     /// The memslots of `address_space` are about to be published with generation `next`: if it wraps in MMIO SPTEs,
     /// everything goes (`kvm_mmu_invalidate_mmio_sptes`).
-    pub fn generation_changes(&self, tlb: &mut impl TlbControl, address_space: AddressSpaceId, next: Generation) {
+    pub fn generation_changes<O: MmuObserver>(
+        &self,
+        observer: &mut O,
+        tlb: &mut impl TlbControl,
+        address_space: AddressSpaceId,
+        next: Generation,
+    ) {
         let era = MmioEra::of(next, self.layout.generation_spans());
         if self.eras.of(address_space) < era {
-            self.change(|| tlb.flush_all(), |writer| self.enter_era(writer, address_space, era));
+            self.change(
+                observer,
+                || tlb.flush_all(),
+                |writer| self.enter_era(writer, address_space, era),
+            );
         }
     }
 
     /// Moves forward into `era`, with everything gone first. Says whether there was anything to do.
-    pub(super) fn enter_era(&self, writer: &mut Writer<'_, S>, address_space: AddressSpaceId, era: MmioEra) -> bool {
+    pub(super) fn enter_era<O: MmuObserver>(
+        &self,
+        writer: &mut Writer<'_, S, O>,
+        address_space: AddressSpaceId,
+        era: MmioEra,
+    ) -> bool {
         let forward = self.eras.of(address_space) < era;
         if forward {
+            let in_use = writer.in_use();
+            writer.observer.zap_all_fast(address_space, in_use);
             writer.zap_all();
             self.eras.enter(address_space, era);
         }
@@ -218,8 +240,8 @@ impl<S: TableSpace> ShadowMmu<S> {
     }
 
     /// The vCPU's root, if it has one that is still in use.
-    pub(super) fn current_root<O>(&self, vcpu: &ShadowVcpu<O>) -> Option<RootTables> {
-        let (tables, epoch) = vcpu.root?;
+    pub(super) fn current_root(&self, own: &Own) -> Option<RootTables> {
+        let (tables, epoch) = own.root?;
         (epoch == self.root_epoch.load(Ordering::Acquire)).then_some(tables)
     }
 
@@ -229,10 +251,11 @@ impl<S: TableSpace> ShadowMmu<S> {
         address_space: AddressSpaceId,
         tlb: &mut impl TlbControl,
     ) -> RootTables {
-        vcpu.stats.roots += 1;
-        let keys = root_keys(&vcpu.state, address_space);
+        vcpu.own.stats.roots += 1;
+        let keys = root_keys(&vcpu.own.state, address_space);
         loop {
             let made = self.change(
+                &mut vcpu.observer,
                 || tlb.flush_all(),
                 |writer| {
                     let mut tables = [None; 4];
@@ -246,26 +269,31 @@ impl<S: TableSpace> ShadowMmu<S> {
                 },
             );
             let Some((tables, epoch)) = made else {
-                vcpu.stats.reclaims += 1;
+                vcpu.own.stats.reclaims += 1;
                 self.zap_all(&mut vcpu.observer, tlb);
                 continue;
             };
             let tables = match tables {
-                [Some(table), ..] if vcpu.state.mode.is_long() => RootTables::Long {
+                [Some(table), ..] if vcpu.own.state.mode.is_long() => RootTables::Long {
                     table,
-                    levels: vcpu.state.mode.levels(),
+                    levels: vcpu.own.state.mode.levels(),
                 },
                 tables => RootTables::Pae(tables),
             };
-            vcpu.root = Some((tables, epoch));
+            vcpu.own.root = Some((tables, epoch));
             return tables;
         }
     }
 
     /// One operation on the shadow pages.
-    pub(super) fn change<R>(&self, mut flush: impl FnMut(), f: impl FnOnce(&mut Writer<'_, S>) -> R) -> R {
+    pub(super) fn change<O: MmuObserver, R>(
+        &self,
+        observer: &mut O,
+        mut flush: impl FnMut(),
+        f: impl FnOnce(&mut Writer<'_, S, O>) -> R,
+    ) -> R {
         self.pages.with(|pages| {
-            let mut writer = Writer::new(&self.pool, &self.layout, pages, &self.root_epoch, &mut flush);
+            let mut writer = Writer::new(observer, &self.pool, &self.layout, pages, &self.root_epoch, &mut flush);
             let result = f(&mut writer);
             writer.finish();
             result

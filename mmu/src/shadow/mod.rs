@@ -5,7 +5,8 @@
 //!
 //! What is done with them: [`role`] (what a page is a shadow as), `pages` (which there are, and who points to whom),
 //! [`root`] (where a walk begins), [`ports`] and [`outcome`] (what is asked of others, and answered), [`mmu`] (the
-//! operations), `map` (the slow path of a fault), `mmio_fault` (the fast one), [`vcpu`] (what each vCPU keeps).
+//! operations), `map` (the slow path of a fault), `watched` (its walk, observed), `mmio_fault` (the fast path), [`vcpu`]
+//! (what each vCPU keeps).
 
 pub mod bits;
 pub mod host;
@@ -22,6 +23,7 @@ pub mod refusal;
 pub mod role;
 pub mod root;
 pub mod vcpu;
+mod watched;
 
 pub use bits::BitSpan;
 pub use host::{CpuidResult, EntryFormat, GenerationSpans, HostParams};

@@ -12,6 +12,8 @@ pub struct ShadowFault {
     pub gva: Gva,
     /// What was tried.
     pub access: Access,
+    /// The walk found an entry at each level, and an access that it forbids (or a reserved bit).
+    pub present: bool,
     /// The walk met a reserved bit.
     pub reserved: bool,
 }
@@ -36,8 +38,20 @@ impl ShadowFault {
         Self {
             gva,
             access: Access::new(kind, privilege),
+            present: code.has(PageFaultCode::PRESENT),
             reserved: code.has(PageFaultCode::RESERVED),
         }
+    }
+
+    /// The error code, without RSVD: with what the walk of the guest's tables begins.
+    pub(super) fn code(&self) -> PageFaultCode {
+        let bit = |set: bool, bit: u32| if set { bit } else { 0 };
+        PageFaultCode::new(
+            bit(self.present, PageFaultCode::PRESENT)
+                | bit(self.access.is_write(), PageFaultCode::WRITE)
+                | bit(self.access.is_user(), PageFaultCode::USER)
+                | bit(self.access.is_fetch(), PageFaultCode::FETCH),
+        )
     }
 }
 

@@ -13,6 +13,7 @@ use super::bits::bits;
 use super::layout::SpteLayout;
 use super::role::PageRole;
 use super::{leaf, link};
+use crate::observer::MmuObserver;
 use crate::pool::{FreeTables, TablePool, entries};
 use crate::sync::{AtomicU64, Ordering};
 use crate::tables::{EntryLocation, TableId, TableSpace};
@@ -56,7 +57,8 @@ impl Pages {
 }
 
 /// The right to change the shadow pages, for the length of one operation.
-pub(super) struct Writer<'a, S> {
+pub(super) struct Writer<'a, S, O> {
+    pub(super) observer: &'a mut O,
     pub(super) pool: &'a TablePool<S>,
     pub(super) layout: &'a SpteLayout,
     pages: &'a mut Pages,
@@ -73,8 +75,9 @@ pub(super) enum Set {
     Same,
 }
 
-impl<'a, S: TableSpace> Writer<'a, S> {
+impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
     pub(super) fn new(
+        observer: &'a mut O,
         pool: &'a TablePool<S>,
         layout: &'a SpteLayout,
         pages: &'a mut Pages,
@@ -82,6 +85,7 @@ impl<'a, S: TableSpace> Writer<'a, S> {
         flush: &'a mut dyn FnMut(),
     ) -> Self {
         Self {
+            observer,
             pool,
             layout,
             pages,
@@ -138,6 +142,7 @@ impl<'a, S: TableSpace> Writer<'a, S> {
                 page.writes = 0;
                 page.is_root |= is_root;
             }
+            self.observer.get_page(gfn, role, false);
             return Some((table, false));
         }
         let table = self.pool.allocate(&mut self.pages.free)?;
@@ -151,6 +156,7 @@ impl<'a, S: TableSpace> Writer<'a, S> {
         };
         self.pages.pages.insert(table, page);
         self.pages.by_key.insert((gfn, role), table);
+        self.observer.get_page(gfn, role, true);
         if !role.is_direct() {
             self.write_protect(gfn);
         }
@@ -173,6 +179,21 @@ impl<'a, S: TableSpace> Writer<'a, S> {
                 self.pool.space().store(at, entry);
                 self.needs_flush = true;
             }
+        }
+    }
+
+    /// The page that `at` links to, if it does and that is the one with this key.
+    pub(super) fn linked(&self, at: EntryLocation, gfn: Gfn, role: PageRole) -> Option<TableId> {
+        let target = link::target(self.layout, self.pool.space().load(at))?;
+        let child = self.pool.space().table_at(target)?;
+        let page = self.pages.pages.get(&child)?;
+        (page.gfn == gfn && page.role == role).then_some(child)
+    }
+
+    /// The table is used as one: writes to it were no sign of the contrary.
+    pub(super) fn clear_flood(&mut self, table: TableId) {
+        if let Some(page) = self.pages.pages.get_mut(&table) {
+            page.writes = 0;
         }
     }
 
@@ -247,6 +268,7 @@ impl<'a, S: TableSpace> Writer<'a, S> {
         let Some(page) = self.pages.pages.get_mut(&table) else {
             return;
         };
+        self.observer.prepare_zap_page(page.gfn, page.role);
         let parents = core::mem::take(&mut page.parents);
         if page.is_root {
             // A root is linked from vCPUs: this cuts it off, and so must come before the table is counted as recycled.
@@ -308,6 +330,8 @@ impl<'a, S: TableSpace> Writer<'a, S> {
             // (`detect_write_misaligned`): then it is no table any more.
             let last = offset + bytes.max(1) - 1;
             let misaligned = offset / size != last / size || bytes < 4;
+            // A single byte at the start of an entry sets or clears its flags (`andb` in `clear_bit`).
+            let misaligned = misaligned && !(bytes == 1 && offset.is_multiple_of(size));
             if page.writes >= FLOOD || misaligned {
                 self.zap(table);
                 continue;

@@ -1,7 +1,7 @@
 //! [`PageRole`]: what a shadow page is a shadow *as*. One guest table has as many shadows as it has roles.
 //!
 //! The word is KVM's `union kvm_mmu_page_role` (`arch/x86/include/asm/kvm_host.h`), bit for bit, as its traces print it;
-//! two bits of our own are hidden.
+//! three bits of our own are hidden.
 
 use super::bits::BitSpan;
 use crate::access_mask::AccessMask;
@@ -20,6 +20,7 @@ const SMAP_ANDNOT_WP: BitSpan = BitSpan::fixed(15, 15);
 // Ours, in the bits that KVM leaves unused. Entries are read differently, so their shadows aren't the same.
 const CR4_PSE: BitSpan = BitSpan::fixed(20, 20);
 const LONG_MODE: BitSpan = BitSpan::fixed(21, 21);
+const GUEST_NX: BitSpan = BitSpan::fixed(22, 22);
 const SMM: BitSpan = BitSpan::fixed(24, 31);
 
 /// The role of a shadow page. Two vCPUs with equal roles share the page.
@@ -35,7 +36,7 @@ pub struct VcpuRole {
     pub cr4_pse: bool,
     /// Bits 62–52 of the guest's entries are ignored; in PAE entries they are reserved.
     pub long_mode: bool,
-    /// NX is in force.
+    /// NX is in force in the guest.
     pub efer_nx: bool,
     /// CR0.WP.
     pub cr0_wp: bool,
@@ -61,7 +62,9 @@ impl PageRole {
             | QUADRANT.put(quadrant as u64)
             | DIRECT.put(direct as u64)
             | ACCESS.put(AccessMask::ALL.bits() as u64)
-            | EFER_NX.put(vcpu.efer_nx as u64)
+            // The walker of shadow tables always has NX in force.
+            | EFER_NX.put(1)
+            | GUEST_NX.put(vcpu.efer_nx as u64)
             | CR0_WP.put(vcpu.cr0_wp as u64)
             | SMEP_ANDNOT_WP.put((vcpu.smep && !vcpu.cr0_wp) as u64)
             | SMAP_ANDNOT_WP.put((vcpu.smap && !vcpu.cr0_wp) as u64)
@@ -98,7 +101,7 @@ impl PageRole {
     #[must_use]
     pub const fn word(self) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "all spans are within 32 bits")]
-        let ours = (CR4_PSE.mask() | LONG_MODE.mask()) as u32;
+        let ours = (CR4_PSE.mask() | LONG_MODE.mask() | GUEST_NX.mask()) as u32;
         self.0 & !ours
     }
 

@@ -66,12 +66,13 @@ impl RootTables {
 
 /// The pages that a vCPU in this state needs as roots: for each GiB, or once for all, gfn and role.
 pub(super) fn root_keys(state: &PagingState, space: AddressSpaceId) -> Vec<Option<(Gfn, PageRole)>> {
+    let paging = state.mode != PagingMode::None;
     let vcpu = VcpuRole {
         has_4_byte_gpte: state.mode == PagingMode::Bits32,
         cr4_pse: state.pse,
         long_mode: state.mode.is_long(),
-        efer_nx: state.nx,
-        cr0_wp: state.wp,
+        efer_nx: paging && state.nx,
+        cr0_wp: paging && state.wp,
         smep: state.smep,
         smap: state.smap,
         address_space: space,

@@ -33,12 +33,18 @@ pub struct ShadowStats {
 /// One vCPU's part of one [`ShadowMmu`](super::ShadowMmu); not to be used with another.
 #[derive(Debug)]
 pub struct ShadowVcpu<O = NoObserver> {
+    pub(super) own: Own,
+    pub(super) observer: O,
+}
+
+/// All of it but the observer, who is borrowed apart.
+#[derive(Debug)]
+pub(super) struct Own {
     pub(super) state: PagingState,
     /// The root's tables, and the epoch in which they were valid.
     pub(super) root: Option<(RootTables, u64)>,
     pub(super) cache: VcpuMmioCache,
     pub(super) stats: ShadowStats,
-    pub(super) observer: O,
 }
 
 impl ShadowVcpu {
@@ -52,13 +58,13 @@ impl ShadowVcpu {
 impl<O: MmuObserver> ShadowVcpu<O> {
     /// A vCPU with these registers, that tells `observer`.
     pub fn with_observer(state: PagingState, observer: O) -> Self {
-        Self {
+        let own = Own {
             state,
             root: None,
             cache: VcpuMmioCache::new(),
             stats: ShadowStats::default(),
-            observer,
-        }
+        };
+        Self { own, observer }
     }
 
     /// The registers have changed, or CR3 was loaded: translations are forgotten, and the next
@@ -66,23 +72,28 @@ impl<O: MmuObserver> ShadowVcpu<O> {
     ///
     /// RFLAGS.AC and PKRU may change without the root: a walker has them itself.
     pub fn set_state(&mut self, state: PagingState) {
-        self.state = state;
-        self.root = None;
-        self.cache.forget_gvas();
+        self.own.state = state;
+        self.own.root = None;
+        self.own.cache.forget_gvas();
     }
 
     /// The registers.
     pub fn state(&self) -> &PagingState {
-        &self.state
+        &self.own.state
     }
 
     /// The counts so far.
     pub fn stats(&self) -> &ShadowStats {
-        &self.stats
+        &self.own.stats
     }
 
     /// The observer.
     pub fn observer(&self) -> &O {
         &self.observer
+    }
+
+    /// The observer, to be told of what is done on behalf of this vCPU.
+    pub fn observer_mut(&mut self) -> &mut O {
+        &mut self.observer
     }
 }

@@ -8,7 +8,6 @@ use std::rc::Rc;
 use umbra_memslots::{
     AddressSpaceId, EntrySize, Exchange, Generation, Gfn, Gpa, GuestMemory, Gva, MemoryFault, SlotId,
 };
-use umbra_mmu::MmuObserver;
 use umbra_mmu::direct::{FoundSlot, SlotSet};
 use umbra_mmu::hw_model::{HwCpu, HwMemory, HwOutcome, hw_walk};
 use umbra_mmu::shadow::{
@@ -18,6 +17,7 @@ use umbra_mmu::shadow::{
 use umbra_mmu::tables::{EntryLocation, HeapTables, TableSpace};
 use umbra_mmu::testing::{WalkMemory, hw_access, hw_cpu};
 use umbra_mmu::x86::{Access, PageFaultCode, PagingRegs, PagingState};
+use umbra_mmu::{MmuObserver, NoObserver};
 
 /// Where the walker of the shadow tables finds guest page 0.
 pub const HOST_RAM: u64 = 1 << 40;
@@ -276,24 +276,27 @@ impl Machine {
         for page in 0..self.ram.pages {
             if gone >> page & 1 == 1 {
                 let gfn = Gfn::new(page).unwrap();
-                self.mmu.zap_range(&mut self.tlb, umbra_memslots::GfnRange::single(gfn));
+                self.mmu
+                    .zap_range(&mut NoObserver, &mut self.tlb, umbra_memslots::GfnRange::single(gfn));
             }
         }
-        self.mmu.generation_changes(&mut self.tlb, AddressSpaceId::Normal, next);
+        self.mmu
+            .generation_changes(&mut NoObserver, &mut self.tlb, AddressSpaceId::Normal, next);
         self.ram.generation.set(next);
     }
 
     /// A device, or an emulated instruction, writes eight bytes.
     pub fn writes(&mut self, gpa: u64, value: u64) {
         self.ram.memory.set(gpa, value);
-        self.mmu.guest_wrote(&mut self.tlb, Gpa::new(gpa), 8);
+        self.mmu.guest_wrote(&mut NoObserver, &mut self.tlb, Gpa::new(gpa), 8);
     }
 
     /// The same, four bytes at a time.
     pub fn writes_halves(&mut self, gpa: u64, value: u64) {
         self.ram.memory.set(gpa, value);
-        self.mmu.guest_wrote(&mut self.tlb, Gpa::new(gpa), 4);
-        self.mmu.guest_wrote(&mut self.tlb, Gpa::new(gpa + 4), 4);
+        self.mmu.guest_wrote(&mut NoObserver, &mut self.tlb, Gpa::new(gpa), 4);
+        self.mmu
+            .guest_wrote(&mut NoObserver, &mut self.tlb, Gpa::new(gpa + 4), 4);
     }
 }
 
