@@ -2,6 +2,10 @@
 
 use crate::exit::{VmEntry, VmExit};
 use crate::regs::{Regs, SystemRegs};
+use std::fmt;
+use std::sync::Arc;
+use umbra_mmu::inspect::TableSource;
+use umbra_mmu::shadow::ShadowRoot;
 
 /// One virtual CPU. Owned by the thread that runs it.
 pub trait VcpuBackend: Send {
@@ -40,6 +44,12 @@ pub trait VcpuBackend: Send {
         None
     }
 
+    /// The tables that this vCPU runs on in the place of its guest's, to be shown beside those; `None` for a backend that
+    /// has none of ours.
+    fn shadow_tables(&self) -> Option<ShadowTables> {
+        None
+    }
+
     /// A handle with which other threads can get this vCPU out of the guest.
     fn kick_handle(&self) -> Box<dyn Kick>;
 }
@@ -69,8 +79,29 @@ impl<B: VcpuBackend + ?Sized> VcpuBackend for Box<B> {
         (**self).limits()
     }
 
+    fn shadow_tables(&self) -> Option<ShadowTables> {
+        (**self).shadow_tables()
+    }
+
     fn kick_handle(&self) -> Box<dyn Kick> {
         (**self).kick_handle()
+    }
+}
+
+/// The tables that a vCPU runs on.
+#[derive(Clone)]
+pub struct ShadowTables {
+    /// Who has them.
+    pub source: Arc<dyn TableSource>,
+    /// Where this vCPU's walk of them begins.
+    pub root: ShadowRoot,
+}
+
+impl fmt::Debug for ShadowTables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShadowTables")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
     }
 }
 

@@ -5,7 +5,8 @@
 //! so a vCPU that is in the guest, in `hlt` or just between two exits comes here after the request was made.
 //! Since it comes here with [`crate::exit::VmExit::Interrupted`], no instruction of its guest is half done.
 
-use crate::backend::Kick;
+use crate::backend::{Kick, ShadowTables};
+use crate::regs::{Regs, SystemRegs};
 use crate::run_loop::VcpuEnd;
 use crate::stats::VcpuStats;
 use std::fmt;
@@ -27,6 +28,17 @@ enum State {
     Ended,
 }
 
+/// What a vCPU was like when its thread ended.
+#[derive(Clone, Debug)]
+pub struct FinalState {
+    /// General-purpose registers.
+    pub regs: Regs,
+    /// System registers.
+    pub system: SystemRegs,
+    /// The tables that it ran on, if those are ours.
+    pub tables: Option<ShadowTables>,
+}
+
 struct Member {
     kick: Box<dyn Kick>,
     state: State,
@@ -34,6 +46,7 @@ struct Member {
     answered: u64,
     stats: VcpuStats,
     end: Option<VcpuEnd>,
+    last: Option<FinalState>,
 }
 
 struct Group {
@@ -87,6 +100,7 @@ impl Control {
                 answered: 0,
                 stats: VcpuStats::default(),
                 end: None,
+                last: None,
             })
             .collect();
         Self {
@@ -189,6 +203,11 @@ impl Control {
         self.lock().member(vcpu)?.end.take()
     }
 
+    /// Takes out what a vCPU was like when it ended; `None` if it has not, could not say, or was asked already.
+    pub fn take_state(&self, vcpu: u32) -> Option<FinalState> {
+        self.lock().member(vcpu)?.last.take()
+    }
+
     /// Called by vCPU `vcpu`'s thread after a kick: does what is wanted. Returns whether to run on; `stats` is asked
     /// only if somebody wants to know.
     pub(crate) fn answer(&self, vcpu: u32, stats: impl Fn() -> VcpuStats) -> bool {
@@ -216,12 +235,13 @@ impl Control {
     }
 
     /// Called when vCPU `vcpu`'s thread is about to end: the others end too.
-    pub(crate) fn ended(&self, vcpu: u32, end: VcpuEnd, stats: VcpuStats) {
+    pub(crate) fn ended(&self, vcpu: u32, end: VcpuEnd, stats: VcpuStats, last: Option<FinalState>) {
         let mut group = self.lock();
         let by_itself = !matches!(end, VcpuEnd::Stopped);
         if let Some(member) = group.member(vcpu) {
             member.state = State::Ended;
             member.end = Some(end);
+            member.last = last;
             member.stats = stats;
         }
         if by_itself {

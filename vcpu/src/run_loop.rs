@@ -1,7 +1,7 @@
 //! The loop of one vCPU, and the threads that run it.
 
 use crate::backend::{BackendError, VcpuBackend};
-use crate::control::{Control, NotAcknowledged};
+use crate::control::{Control, FinalState, NotAcknowledged};
 use crate::exit::VmEntry;
 use crate::handle::{ExitHandler, GuestEnd, Next};
 use crate::platform::Platform;
@@ -187,8 +187,18 @@ fn run_to_the_end<B: VcpuBackend, O: MmuObserver>(
     let end = catch_unwind(run).unwrap_or_else(|panic| VcpuEnd::Panicked(message(&*panic)));
     tracing::debug!(vcpu = id, %end, "vCPU ended");
     let stats = catch_unwind(AssertUnwindSafe(|| handler.stats())).unwrap_or_default();
-    control.ended(id, end, stats);
+    let last = catch_unwind(AssertUnwindSafe(|| final_state(&mut vcpu))).unwrap_or_default();
+    control.ended(id, end, stats, last);
     platform.ended(id);
+}
+
+/// What the vCPU is like now that it has ended; `None` if it can't say.
+fn final_state<B: VcpuBackend>(vcpu: &mut B) -> Option<FinalState> {
+    Some(FinalState {
+        regs: vcpu.regs().ok()?,
+        system: vcpu.system_regs().ok()?,
+        tables: vcpu.shadow_tables(),
+    })
 }
 
 /// What a panic said.

@@ -2,9 +2,10 @@
 
 mod builtin;
 mod failure;
+mod mmu_dump;
 mod run;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, MmuCommand};
 use crate::exit_status::ExitStatus;
 use crate::{doctor, signals, terminal};
 use nix::sys::signal::Signal;
@@ -35,6 +36,7 @@ fn run() -> ExitStatus {
         Some(Command::Doctor(args)) => Ok(Outcome::Status(
             doctor::run(&args.kvm_device, args.json).unwrap_or(ExitStatus::OutputClosed),
         )),
+        Some(Command::Mmu(MmuCommand::Dump(args))) => mmu_dump::run(args),
         None => builtin::run(cli.builtin),
     };
     match outcome {

@@ -1,6 +1,7 @@
 //! The command line: what `vmm --help` says.
 
 use crate::config::{BackendChoice, IrqchipChoice, Settings, StatsFormat};
+use crate::delay::Delay;
 use crate::exit_status;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
@@ -14,6 +15,7 @@ Examples:
   vmm run bzImage --initrd initrd.gz   boot Linux, its console on this terminal
   vmm run vmlinux -m 2G -c 4 --cmdline 'console=ttyS0 quiet'
   vmm run --config guest.toml -m 4G    flags win over the file
+  vmm mmu dump --svg tables.svg        the built-in guest's page tables
 
 While a guest has the terminal: Ctrl-a h helps, Ctrl-a x ends the guest.";
 
@@ -37,6 +39,16 @@ Keys, when standard input is a terminal:
   Ctrl-a a  a literal Ctrl-a
 
 `vmm --help` lists the exit statuses.";
+
+const DUMP_EXAMPLES: &str = "\
+Examples:
+  vmm mmu dump                    the built-in guest, when it has ended
+  vmm mmu dump --svg tables.svg   and drawn
+  vmm mmu dump bzImage --initrd initrd.gz --after 5s > tables.txt
+
+x, w, u: executable, writable, for users; A, D: accessed, dirty (a, d: some
+of them). Runs of alike entries are one line. An MMIO entry is fresh if it
+was made at the present generation of the memory slots, otherwise stale.";
 
 /// The whole command line.
 #[derive(Parser, Debug)]
@@ -62,14 +74,44 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Boot a kernel
+    #[command(after_help = RUN_EXAMPLES)]
     Run(RunArgs),
     /// Say what this host can do for a guest, and why not where it can't
     Doctor(DoctorArgs),
+    /// Look at page tables
+    #[command(subcommand)]
+    Mmu(MmuCommand),
+}
+
+/// What can be looked at.
+#[derive(Subcommand, Debug)]
+pub enum MmuCommand {
+    /// Run a guest (the built-in one if no kernel is named) and print its page tables in the end, beside what the MMU made
+    #[command(after_help = DUMP_EXAMPLES)]
+    Dump(DumpArgs),
+}
+
+/// Flags of `vmm mmu dump`.
+#[derive(Args, Debug)]
+#[command(args_override_self = true)]
+pub struct DumpArgs {
+    /// The guest: as for `vmm run`, or the built-in one if no kernel is named. Its console goes to standard error.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Stop the guest after this time, such as 2s or 500ms; otherwise when it ends by itself or Ctrl-a x ends it
+    #[arg(long, value_name = "TIME", help_heading = "Dump")]
+    pub after: Option<Delay>,
+    /// The vCPU whose tables are wanted
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Dump")]
+    pub vcpu: u32,
+    /// Draw them to this file as well
+    #[arg(long, value_name = "FILE", help_heading = "Dump")]
+    pub svg: Option<PathBuf>,
 }
 
 /// Flags of `vmm run`.
 #[derive(Args, Debug)]
-#[command(after_help = RUN_EXAMPLES, args_override_self = true)]
+#[command(args_override_self = true)]
 pub struct RunArgs {
     /// What can also stand in the configuration file.
     #[command(flatten)]
@@ -207,7 +249,7 @@ mod tests {
 
     #[test]
     fn examples_fit_80_columns() {
-        for text in [EXAMPLES, RUN_EXAMPLES, exit_status::TABLE] {
+        for text in [EXAMPLES, RUN_EXAMPLES, DUMP_EXAMPLES, exit_status::TABLE] {
             assert!(text.lines().all(|line| line.chars().count() < 80), "{text}");
         }
     }

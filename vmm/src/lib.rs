@@ -3,7 +3,8 @@
 //! Read in this order: [`cli`] and [`config`] (what can be asked for), [`exit_status`] (how it can end), [`app`] (from
 //! the one to the other), [`layout`] (where RAM is), [`acpi`] (what the guest is told of its hardware), [`boot`] (how a
 //! kernel gets there), [`terminal`] and [`signals`] (the user's side), [`machine`] (everything wired together), [`report`] (what is told afterwards),
-//! [`builtin`] (the guest that is part of the binary), [`doctor`] (what the host can do).
+//! [`builtin`] (the guest that is part of the binary), [`doctor`] (what the host can do), [`mmu_dump`] (page tables
+//! to look at).
 
 pub mod acpi;
 pub mod app;
@@ -11,11 +12,13 @@ pub mod boot;
 pub mod builtin;
 pub mod cli;
 pub mod config;
+pub mod delay;
 pub mod doctor;
 pub mod exit_status;
 pub mod layout;
 pub mod logging;
 pub mod machine;
+pub mod mmu_dump;
 pub mod report;
 pub mod signals;
 pub mod size;

@@ -29,6 +29,7 @@ use effects::Layout;
 use ending::{Ending, EndingBox};
 use ram::RamError;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use umbra_devices::bus::EventHandle;
@@ -38,6 +39,7 @@ use umbra_memslots::{Memslots, SlotTable};
 use umbra_mmu::direct::{DirectMmu, DirectOptions, SlotFollower};
 use umbra_mmu::shadow::{CpuidResult, EntryFormat, HostParams, SpteLayout};
 use umbra_vcpu::backend::{BackendError, VcpuBackend};
+use umbra_vcpu::control::FinalState;
 use umbra_vcpu::fallback::Fallback;
 use umbra_vcpu::handle::{ExitHandler, GuestEnd};
 use umbra_vcpu::kvm::{Irqchip, KvmError, KvmHost, KvmVcpu, KvmVm, VmOptions};
@@ -120,6 +122,8 @@ pub struct Purpose<'a> {
     pub test_devices: bool,
     /// Take the time of each exit: two readings of the clock.
     pub timed: bool,
+    /// Where the guest's console goes.
+    pub console: BorrowedFd<'static>,
 }
 
 impl Machine {
@@ -168,7 +172,7 @@ impl Machine {
 
         let endings = Arc::new(EndingBox::new().map_err(descriptor)?);
         let gate = ConsoleGate::default();
-        let console = ConsoleOutput::new(rustix::stdio::stdout(), gate.clone(), {
+        let console = ConsoleOutput::new(purpose.console, gate.clone(), {
             let endings = Arc::clone(&endings);
             move || endings.put(Ending::OutputClosed)
         });
@@ -226,8 +230,8 @@ impl Machine {
         })
     }
 
-    /// Waits until the guest has ended, by itself or by somebody's wish.
-    pub fn wait(&mut self, signals: &Signals, terminal: Option<&RawTerminal>) -> Ending {
+    /// Waits until the guest has ended, by itself or by somebody's wish, or until its time is up.
+    pub fn wait(&mut self, signals: &Signals, terminal: Option<&RawTerminal>, time: Option<Duration>) -> Ending {
         let endings = Arc::clone(&self.endings);
         let serial = Arc::clone(&self.board.serial);
         let (vcpu_ended, room) = (self.vcpu_ended.clone(), self.board.room.clone());
@@ -238,6 +242,7 @@ impl Machine {
             vcpu_ended: &vcpu_ended,
             serial: &serial,
             room: &room,
+            deadline: time.map(|time| self.started + time),
         };
         watch::until_ended(&sources, self).unwrap_or_else(|error| Ending::HostFailed {
             reason: error.to_string(),
@@ -256,6 +261,7 @@ impl Machine {
                 break;
             }
         }
+        let control = Arc::clone(control);
         let per_vcpu = match self.vcpus.finish(KICK_AGAIN) {
             Ok(per_vcpu) => per_vcpu,
             Err(error) => {
@@ -268,6 +274,7 @@ impl Machine {
             mmu: self.mmu,
             mid_line: self.gate.is_mid_line(),
             report: report(self.cpus, wall, &per_vcpu),
+            vcpus: (0..self.cpus).map(|vcpu| control.take_state(vcpu)).collect(),
         }
     }
 }
@@ -280,6 +287,8 @@ pub struct Stopped {
     pub mmu: Arc<DirectMmu>,
     /// What the run did.
     pub report: RunReport,
+    /// What each vCPU was like in the end, if it could say.
+    pub vcpus: Vec<Option<FinalState>>,
     /// Whether the guest left the last line on its console unfinished.
     pub mid_line: bool,
 }
@@ -349,7 +358,8 @@ fn report(cpus: u32, wall: Duration, per_vcpu: &[VcpuStats]) -> RunReport {
     }
 }
 
-fn cpuid(leaf: u32) -> CpuidResult {
+/// What the host's CPU says about itself.
+pub(crate) fn cpuid(leaf: u32) -> CpuidResult {
     let core::arch::x86_64::CpuidResult { eax, ebx, ecx, edx } = core::arch::x86_64::__cpuid(leaf);
     CpuidResult { eax, ebx, ecx, edx }
 }

@@ -15,7 +15,7 @@ use super::vcpu::{DirectVcpu, Direction, MmioAnswer, MmioSource};
 use crate::access_mask::AccessMask;
 use crate::mmio::{CachedMmio, Eras, Freshness, MmioEra, MmioGen, MmioSpte};
 use crate::observer::MmuObserver;
-use crate::shadow::SpteLayout;
+use crate::shadow::{ShadowRoot, SpteLayout};
 use crate::tables::{HeapTables, TableSpace, TableSpaceError};
 use umbra_memslots::{AddressSpaceId, Generation, Gfn, GfnRange, Gpa};
 
@@ -87,6 +87,15 @@ impl<S: TableSpace> DirectMmu<S> {
     #[must_use]
     pub fn table(&self) -> &DirectTable<S> {
         &self.table
+    }
+
+    /// Where a walk of an address space's tables begins.
+    #[must_use]
+    pub fn root(&self, address_space: AddressSpaceId) -> ShadowRoot {
+        ShadowRoot::Long {
+            address: self.table.space().address(self.table.root(address_space)),
+            levels: self.table.levels().get(),
+        }
     }
 
     /// The layout of the entries.

@@ -13,7 +13,7 @@ mod replay;
 pub use host::EmulationHost;
 pub use parts::Parts;
 
-use crate::backend::{BackendError, Kick, VcpuBackend};
+use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
 use crate::emulate::state::cr4;
 use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop, exception, flags};
 use crate::exit::{VmEntry, VmExit};
@@ -269,6 +269,10 @@ impl<B: EmulationHost> VcpuBackend for Fallback<B> {
 
     fn limits(&self) -> Option<&'static str> {
         self.backend.limits()
+    }
+
+    fn shadow_tables(&self) -> Option<ShadowTables> {
+        self.backend.shadow_tables()
     }
 
     fn kick_handle(&self) -> Box<dyn Kick> {

@@ -3,13 +3,14 @@
 use super::Outcome;
 use super::failure::Failure;
 use super::run::{conclude, give_back, print_stats, raw_terminal, show_stats, signals, start_logging};
-use crate::boot::{self, BootError, BootRequest, Image, KernelProblem};
+use crate::boot::{self, BootError, BootRequest, BootState, Image, KernelProblem};
 use crate::builtin::plan::{self, Answers};
 use crate::builtin::summary::Summary;
 use crate::builtin::{measure, program};
 use crate::cli::BuiltinArgs;
-use crate::config::MachineConfig;
+use crate::config::{ConfigError, MachineConfig, Settings};
 use crate::exit_status::ExitStatus;
+use crate::layout::MemoryLayout;
 use crate::machine::ending::Ending;
 use crate::machine::{Machine, Purpose};
 use crate::size::ByteSize;
@@ -23,11 +24,7 @@ use umbra_vcpu::kvm::{KvmHost, KvmKind};
 const NAME: &str = "the built-in guest";
 
 pub(super) fn run(args: BuiltinArgs) -> Result<Outcome, Failure> {
-    let config = MachineConfig::new(&args.into_settings())?;
-    let config = MachineConfig {
-        memory: ByteSize::new(plan::MEMORY),
-        ..config
-    };
+    let config = machine_config(&args.into_settings())?;
     start_logging(&config)?;
     let host = KvmHost::open_at(&config.kvm_device)?;
     let signals = signals()?;
@@ -35,31 +32,20 @@ pub(super) fn run(args: BuiltinArgs) -> Result<Outcome, Failure> {
     let generation = Cell::new(0);
     let load = |memory: &Memslots, layout: &_, _: &_| {
         generation.set(memory.generation().get());
-        let image = Image::new(NAME, Cursor::new(image.as_slice())).map_err(|problem| BootError::Kernel {
-            file: NAME.to_owned(),
-            problem: KernelProblem::File(problem),
-        })?;
-        let request = BootRequest {
-            kernel: image,
-            initrd: None,
-            command_line: "",
-            layout,
-            platform: None,
-            boot_compressed: false,
-        };
-        boot::load(memory, request)
+        load_image(&image, memory, layout)
     };
     let purpose = Purpose {
         load: &load,
         test_devices: true,
         timed: true,
+        console: rustix::stdio::stdout(),
     };
     let asked_for = config.clone();
     let mut machine = Machine::start(&host, &config, &purpose, move |report| {
         print_stats(&asked_for, report);
     })?;
     let terminal = raw_terminal();
-    let ending = machine.wait(&signals, terminal.as_ref());
+    let ending = machine.wait(&signals, terminal.as_ref(), None);
     let stopped = machine.stop();
     give_back(terminal, &stopped);
     let Ending::DebugExit(code) = ending else {
@@ -87,6 +73,31 @@ pub(super) fn run(args: BuiltinArgs) -> Result<Outcome, Failure> {
         (true, Err(_)) => ExitStatus::OutputClosed,
         (false, _) => ExitStatus::WrongAnswer,
     }))
+}
+
+/// The machine for the built-in guest.
+pub(super) fn machine_config(settings: &Settings) -> Result<MachineConfig, ConfigError> {
+    Ok(MachineConfig {
+        memory: ByteSize::new(plan::MEMORY),
+        ..MachineConfig::new(settings)?
+    })
+}
+
+/// Puts the built-in guest into memory.
+pub(super) fn load_image(image: &[u8], memory: &Memslots, layout: &MemoryLayout) -> Result<BootState, BootError> {
+    let kernel = Image::new(NAME, Cursor::new(image)).map_err(|problem| BootError::Kernel {
+        file: NAME.to_owned(),
+        problem: KernelProblem::File(problem),
+    })?;
+    let request = BootRequest {
+        kernel,
+        initrd: None,
+        command_line: "",
+        layout,
+        platform: None,
+        boot_compressed: false,
+    };
+    boot::load(memory, request)
 }
 
 fn backend_name(kind: KvmKind) -> &'static str {

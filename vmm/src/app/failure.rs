@@ -24,6 +24,12 @@ pub(super) enum Failure {
     Machine(#[from] MachineError),
     #[error("cannot write the statistics to {}: {source}", path.display())]
     StatsFile { path: PathBuf, source: io::Error },
+    #[error("cannot write the drawing to {}: {source}", path.display())]
+    Drawing { path: PathBuf, source: io::Error },
+    #[error("the guest has {cpus} vCPU{}, so there is no vCPU {vcpu}", if *cpus == 1 { "" } else { "s" })]
+    NoVcpu { vcpu: u32, cpus: u32 },
+    #[error("vCPU {0} can't say how it ended, so its page tables can't be found")]
+    NoState(u32),
     #[error("{what}: {source}")]
     Host { what: &'static str, source: io::Error },
     #[error("the built-in guest cannot be assembled: {0}")]
@@ -34,7 +40,8 @@ impl Failure {
     pub(super) fn status(&self) -> ExitStatus {
         match self {
             Self::Config(_) | Self::Log(_) | Self::Boot(_) | Self::StatsFile { .. } => ExitStatus::Usage,
-            Self::Kvm(_) | Self::Host { .. } => ExitStatus::Host,
+            Self::Drawing { .. } | Self::NoVcpu { .. } => ExitStatus::Usage,
+            Self::NoState(_) | Self::Kvm(_) | Self::Host { .. } => ExitStatus::Host,
             Self::Machine(error) => error.status(),
             Self::Assembler(_) => ExitStatus::Internal,
         }

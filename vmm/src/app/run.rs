@@ -2,10 +2,12 @@
 
 use super::failure::Failure;
 use super::{Outcome, explain};
-use crate::boot::{self, BootRequest};
+use crate::acpi::Platform;
+use crate::boot::{self, BootError, BootRequest, BootState};
 use crate::cli::RunArgs;
 use crate::config::{self, MachineConfig, RunConfig, Settings, StatsFormat};
 use crate::exit_status::ExitStatus;
+use crate::layout::MemoryLayout;
 use crate::logging;
 use crate::machine::ending::Ending;
 use crate::machine::{Machine, Purpose, Stopped};
@@ -14,6 +16,7 @@ use crate::signals::Signals;
 use crate::style::Style;
 use crate::terminal::{raw::RawTerminal, say};
 use std::io::{self, IsTerminal};
+use umbra_memslots::Memslots;
 use umbra_vcpu::kvm::KvmHost;
 
 pub(super) fn run(args: RunArgs) -> Result<Outcome, Failure> {
@@ -23,9 +26,7 @@ pub(super) fn run(args: RunArgs) -> Result<Outcome, Failure> {
     };
     let config = RunConfig::new(args.settings, file)?;
     start_logging(&config.machine)?;
-    // The user's own mistakes first: a mistyped path matters on a host without KVM, too.
-    boot::open_kernel(&config.kernel)?;
-    config.initrd.as_deref().map(boot::open_initrd).transpose()?;
+    check_files(&config)?;
     let host = KvmHost::open_at(&config.machine.kvm_device)?;
     let signals = signals()?;
     let mut total: Option<RunReport> = None;
@@ -47,31 +48,47 @@ pub(super) fn run(args: RunArgs) -> Result<Outcome, Failure> {
 
 /// From power-on to power-off or reset.
 fn one_life(config: &RunConfig, host: &KvmHost, signals: &Signals) -> Result<(Ending, RunReport), Failure> {
-    let load = |memory: &_, layout: &_, platform: &_| {
-        let request = BootRequest {
-            kernel: boot::open_kernel(&config.kernel)?,
-            initrd: config.initrd.as_deref().map(boot::open_initrd).transpose()?,
-            command_line: &config.cmdline,
-            layout,
-            platform: Some(platform),
-            boot_compressed: config.boot_compressed,
-        };
-        boot::load(memory, request)
-    };
+    let load = |memory: &_, layout: &_, platform: &_| load(config, memory, layout, platform);
     let purpose = Purpose {
         load: &load,
         test_devices: false,
         timed: config.machine.stats.is_some(),
+        console: rustix::stdio::stdout(),
     };
     let asked_for = config.machine.clone();
     let mut machine = Machine::start(host, &config.machine, &purpose, move |report| {
         print_stats(&asked_for, report);
     })?;
     let terminal = raw_terminal();
-    let ending = machine.wait(signals, terminal.as_ref());
+    let ending = machine.wait(signals, terminal.as_ref(), None);
     let stopped = machine.stop();
     give_back(terminal, &stopped);
     Ok((ending, stopped.report))
+}
+
+/// Puts the user's kernel into memory.
+pub(super) fn load(
+    config: &RunConfig,
+    memory: &Memslots,
+    layout: &MemoryLayout,
+    platform: &Platform,
+) -> Result<BootState, BootError> {
+    let request = BootRequest {
+        kernel: boot::open_kernel(&config.kernel)?,
+        initrd: config.initrd.as_deref().map(boot::open_initrd).transpose()?,
+        command_line: &config.cmdline,
+        layout,
+        platform: Some(platform),
+        boot_compressed: config.boot_compressed,
+    };
+    boot::load(memory, request)
+}
+
+/// The user's own mistakes first: a mistyped path matters on a host without KVM, too.
+pub(super) fn check_files(config: &RunConfig) -> Result<(), BootError> {
+    boot::open_kernel(&config.kernel)?;
+    config.initrd.as_deref().map(boot::open_initrd).transpose()?;
+    Ok(())
 }
 
 /// The terminal, raw. That it can't be had is no reason not to run.
@@ -122,6 +139,7 @@ pub(super) fn conclude(ending: Ending) -> Outcome {
             ExitStatus::OutputClosed
         }
         Ending::Quit => ExitStatus::Quit,
+        Ending::TimeUp => ExitStatus::Success,
         Ending::Signal(signal) => return Outcome::Signal(signal),
         Ending::Bug => ExitStatus::Internal,
     })

@@ -31,6 +31,8 @@ pub enum Ending {
     OutputClosed,
     /// The user asked for it.
     Quit,
+    /// The time that it was given is over.
+    TimeUp,
     /// A signal asked for it.
     Signal(Signal),
     /// A thread of the vmm panicked; its message has been printed.

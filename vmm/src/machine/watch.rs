@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use umbra_devices::bus::EventHandle;
 use umbra_devices::models::serial::{Serial, SerialInput};
 
@@ -41,6 +42,8 @@ pub struct Sources<'a> {
     pub serial: &'a Arc<Serial>,
     /// Signalled when the console has room again.
     pub room: &'a EventHandle,
+    /// When the guest's time is up.
+    pub deadline: Option<Instant>,
 }
 
 /// Waits until the guest has ended.
@@ -80,12 +83,28 @@ pub fn until_ended(sources: &Sources<'_>, machine: &mut dyn Watched) -> io::Resu
         if waits_for_terminal && in_foreground() {
             continue_self();
         }
-        match events.run_with_timeout(if waits_for_terminal { LOOK_AGAIN_MS } else { FOR_EVER }) {
+        let patience = if waits_for_terminal { LOOK_AGAIN_MS } else { FOR_EVER };
+        let left = sources
+            .deadline
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            sources.endings.put(Ending::TimeUp);
+            continue;
+        }
+        match events.run_with_timeout(shorter(patience, left)) {
             Ok(_) => {}
             Err(event_manager::Error::Epoll(error)) if error.errno() == nix::libc::EINTR => {}
             Err(error) => return Err(failed(error)),
         }
     }
+}
+
+/// The shorter of two times in milliseconds, of which a negative one is for ever.
+fn shorter(patience: i32, left: Option<Duration>) -> i32 {
+    let Some(left) = left else { return patience };
+    // Rounded up, so as not to be too early and look again at once.
+    let left = i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX);
+    if patience < 0 { left } else { patience.min(left) }
 }
 
 struct Watch<'a> {

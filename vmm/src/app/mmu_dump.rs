@@ -1,0 +1,138 @@
+//! `vmm mmu dump`: runs a guest, and prints its page tables in the end.
+
+use super::Outcome;
+use super::builtin;
+use super::failure::Failure;
+use super::run::{
+    check_files, conclude, give_back, load, print_stats, raw_terminal, show_stats, signals, start_logging,
+};
+use crate::acpi::Platform;
+use crate::boot::{BootError, BootState};
+use crate::builtin::program;
+use crate::cli::DumpArgs;
+use crate::config::{self, MachineConfig, RunConfig, Settings};
+use crate::exit_status::ExitStatus;
+use crate::layout::MemoryLayout;
+use crate::machine::ending::Ending;
+use crate::machine::{Machine, Purpose};
+use crate::mmu_dump::view::View;
+use crate::mmu_dump::{Dump, svg, text};
+use crate::style::Style;
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use umbra_memslots::Memslots;
+use umbra_vcpu::kvm::KvmHost;
+
+/// Which guest.
+enum Guest {
+    Kernel(Box<RunConfig>),
+    Builtin(MachineConfig, Vec<u8>),
+}
+
+impl Guest {
+    fn new(settings: Settings, file: Settings) -> Result<Self, Failure> {
+        if settings.kernel.is_none() && file.kernel.is_none() {
+            let config = builtin::machine_config(&settings.over(file))?;
+            return Ok(Self::Builtin(config, program::assemble()?));
+        }
+        let config = RunConfig::new(settings, file)?;
+        check_files(&config)?;
+        Ok(Self::Kernel(Box::new(config)))
+    }
+
+    fn machine(&self) -> &MachineConfig {
+        match self {
+            Self::Kernel(config) => &config.machine,
+            Self::Builtin(config, _) => config,
+        }
+    }
+
+    fn load(&self, memory: &Memslots, layout: &MemoryLayout, platform: &Platform) -> Result<BootState, BootError> {
+        match self {
+            Self::Kernel(config) => load(config, memory, layout, platform),
+            Self::Builtin(_, image) => builtin::load_image(image, memory, layout),
+        }
+    }
+}
+
+pub(super) fn run(args: DumpArgs) -> Result<Outcome, Failure> {
+    let file = match &args.run.config {
+        Some(path) => config::file::read(path)?,
+        None => Settings::default(),
+    };
+    let guest = Guest::new(args.run.settings, file)?;
+    let config = guest.machine();
+    let (vcpu, cpus) = (args.vcpu, config.cpus);
+    if vcpu >= cpus {
+        return Err(Failure::NoVcpu { vcpu, cpus });
+    }
+    start_logging(config)?;
+    // Before the guest runs: a mistyped path shouldn't cost what was to be seen.
+    let drawing = args.svg.as_deref().map(Drawing::create).transpose()?;
+    let host = KvmHost::open_at(&config.kvm_device)?;
+    let signals = signals()?;
+    let load = |memory: &_, layout: &_, platform: &_| guest.load(memory, layout, platform);
+    let purpose = Purpose {
+        load: &load,
+        test_devices: matches!(guest, Guest::Builtin(..)),
+        timed: config.stats.is_some(),
+        console: rustix::stdio::stderr(),
+    };
+    let asked_for = config.clone();
+    let mut machine = Machine::start(&host, config, &purpose, move |report| {
+        print_stats(&asked_for, report);
+    })?;
+    let terminal = raw_terminal();
+    let ending = machine.wait(&signals, terminal.as_ref(), args.after.map(|after| after.get()));
+    let mut stopped = machine.stop();
+    give_back(terminal, &stopped);
+    show_stats(config, &stopped.report)?;
+
+    let last = stopped.vcpus.get_mut(vcpu as usize).and_then(Option::take);
+    let Some(last) = last else {
+        // Why the guest died may explain it.
+        conclude(ending);
+        return Err(Failure::NoState(vcpu));
+    };
+    let slots = stopped.ram.snapshot();
+    let view = View::of(&Dump::take(vcpu, &last, &*slots, &stopped.mmu, slots.generation()));
+    let style = Style::for_stream(io::stdout().is_terminal());
+    let printed = io::stdout().write_all(text::render(&view, style).as_bytes());
+    if let Some(drawing) = drawing {
+        drawing.write(&svg::render(&view))?;
+    }
+    Ok(match (ending, printed) {
+        // That it was stopped, or ended as the built-in guest does, is what was asked for.
+        (Ending::Quit | Ending::DebugExit(_) | Ending::Reset | Ending::PowerOff | Ending::TimeUp, printed) => {
+            Outcome::Status(match printed {
+                Ok(()) => ExitStatus::Success,
+                Err(_) => ExitStatus::OutputClosed,
+            })
+        }
+        (ending, _) => conclude(ending),
+    })
+}
+
+/// The file for the drawing.
+struct Drawing<'a> {
+    path: &'a Path,
+    file: File,
+}
+
+impl<'a> Drawing<'a> {
+    fn create(path: &'a Path) -> Result<Self, Failure> {
+        let file = File::create(path).map_err(|source| Failure::Drawing {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self { path, file })
+    }
+
+    fn write(mut self, text: &str) -> Result<(), Failure> {
+        self.file.write_all(text.as_bytes()).map_err(|source| Failure::Drawing {
+            path: self.path.to_owned(),
+            source,
+        })
+    }
+}
