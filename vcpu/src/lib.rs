@@ -3,7 +3,7 @@
 //! Read in this order: [`exit`] (what a vCPU says and what it is told), [`backend`] (who says it), [`regs`]; then
 //! [`handle`] (what to do about an exit), [`platform`] (what that asks of the machine), [`run_loop`] and [`control`]
 //! (threads, pause and stop), [`stats`] and [`report`] (what people get to see); then the backends: [`kvm`] and, for
-//! tests, [`scripted`]. [`emulate`] executes single instructions in software, and [`fallback`] uses it where a backend
+//! tests, [`scripted`]; [`shadow`] runs CPL 3 code on shadow tables. [`emulate`] executes single instructions in software, and [`fallback`] uses it where a backend
 //! can't.
 
 pub mod backend;
@@ -29,6 +29,8 @@ pub mod regs;
 pub mod report;
 pub mod run_loop;
 pub mod scripted;
+#[cfg(target_arch = "x86_64")]
+pub mod shadow;
 pub mod split;
 pub mod stats;
 

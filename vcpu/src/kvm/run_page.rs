@@ -316,4 +316,8 @@ impl RunPage {
     pub fn synced_sregs(&self) -> kvm_sregs {
         load!(self, s.regs.sregs)
     }
+
+    pub fn set_synced_sregs(&mut self, sregs: kvm_sregs) {
+        store!(self, sregs, s.regs.sregs);
+    }
 }

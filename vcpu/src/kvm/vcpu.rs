@@ -87,6 +87,24 @@ impl KvmVcpu {
         self.sync.present &= !SYNC_SREGS;
     }
 
+    /// Replaces all registers for the next entry, through shared memory if the last exit brought them: for who runs
+    /// another context at each entry. A state that no CPU can be in is refused by that run.
+    ///
+    /// # Errors
+    /// The host failed.
+    pub(crate) fn switch_to(&mut self, regs: &Regs, system: &SystemRegs) -> Result<(), BackendError> {
+        self.sync.wanted |= (SYNC_REGS | SYNC_SREGS) & self.sync.supported;
+        if self.sync.present & (SYNC_REGS | SYNC_SREGS) != SYNC_REGS | SYNC_SREGS {
+            self.set_system_regs(system)?;
+            return self.set_regs(regs);
+        }
+        let sregs = system_regs_to_kvm(system, &self.page.synced_sregs());
+        self.page.set_synced_regs(regs_to_kvm(regs));
+        self.page.set_synced_sregs(sregs);
+        self.page.set_dirty_regs(SYNC_REGS | SYNC_SREGS);
+        Ok(())
+    }
+
     /// Where the guest's page tables, as KVM walks them, put a linear address; `None` if they do not map it.
     ///
     /// # Errors

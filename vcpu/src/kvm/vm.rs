@@ -16,9 +16,10 @@ use kvm_bindings::{
     KVM_MSR_EXIT_REASON_UNKNOWN, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
 };
 use kvm_ioctls::VmFd;
+use std::io;
 use std::sync::Arc;
 use umbra_devices::irq::Gsi;
-use umbra_memslots::{Gfn, Gpa, SlotLimits};
+use umbra_memslots::{Backing, Gfn, Gpa, SlotFlags, SlotLimits, SlotRequest};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Which interrupt controllers live in the kernel.
@@ -69,6 +70,8 @@ pub struct KvmVm {
     memory: Arc<VmMemory>,
     options: VmOptions,
     cpuid: CpuId,
+    /// Where memory of the VMM's own begins, above all that the guest can have.
+    private: Option<Gpa>,
     run_size: usize,
     max_vcpus: u32,
     sync_regs: u32,
@@ -114,6 +117,7 @@ impl KvmVm {
             memory: Arc::new(VmMemory::new(fd)),
             options,
             cpuid,
+            private: None,
         })
     }
 
@@ -126,15 +130,50 @@ impl KvmVm {
     pub fn slot_limits(&self) -> SlotLimits {
         let fd = self.memory.fd();
         SlotLimits {
-            max_slots: u16::try_from(Capability::Memslots.probe_vm(fd)).unwrap_or(u16::MAX),
+            max_slots: self.all_slots() - u16::from(self.private.is_some()),
             address_spaces: u8::try_from(Capability::AddressSpaces.probe_vm(fd))
                 .unwrap_or(u8::MAX)
                 .max(1),
             read_only: Capability::ReadonlyMem.probe_vm(fd) != 0,
             guest_memfd: Capability::GuestMemfd.probe_vm(fd) != 0,
-            max_gfn: self.max_gfn(),
+            max_gfn: match self.private {
+                Some(at) => Gfn::from_masked(at.gfn().get().saturating_sub(1)),
+                None => self.max_gfn(),
+            },
             ..SlotLimits::X86_64
         }
+    }
+
+    /// Memory slots of one address space, including one that is the VMM's own.
+    fn all_slots(&self) -> u16 {
+        u16::try_from(Capability::Memslots.probe_vm(self.memory.fd())).unwrap_or(u16::MAX)
+    }
+
+    /// Gives the VM memory that is the VMM's own: no slot table knows of it, and [`KvmVm::slot_limits`] keeps guests below
+    /// it from now on. Once.
+    ///
+    /// # Errors
+    /// The kernel refused, or there is such memory already (`EEXIST`).
+    pub(crate) fn add_private_memory(&mut self, at: Gpa, backing: &Arc<dyn Backing>) -> Result<(), KvmError> {
+        let refused = |source| KvmError::Ioctl {
+            operation: "KVM_SET_USER_MEMORY_REGION for page tables",
+            source,
+        };
+        if self.private.is_some() {
+            return Err(refused(io::Error::from_raw_os_error(libc::EEXIST)));
+        }
+        let slot = u32::from(self.all_slots()).saturating_sub(1);
+        let request = SlotRequest::set(slot, SlotFlags::empty(), at, backing.bytes(), backing.start());
+        self.memory.set(&request, backing).map_err(refused)?;
+        self.private = Some(at);
+        Ok(())
+    }
+
+    /// Physical address bits of the guest's CPUs, CPUID 0x80000008 EAX\[7:0\]; 36 if the host does not tell (SDM vol. 3A,
+    /// 4.1.4).
+    pub fn physical_bits(&self) -> u32 {
+        let leaf = self.cpuid.as_slice().iter().find(|leaf| leaf.function == 0x8000_0008);
+        leaf.map_or(36, |leaf| leaf.eax & 0xff)
     }
 
     /// `kvm_mmu_max_gfn`: with second-level paging the host's physical width bounds it, with shadow paging the
