@@ -3,9 +3,10 @@
 use std::sync::{Mutex, PoisonError};
 use umbra_integration_tests::lab::host::Host;
 use umbra_integration_tests::lab::plan::{self, Suite};
+use umbra_integration_tests::lab::qemu::Machine;
 use umbra_integration_tests::lab::run;
 
-/// One lab at a time: each takes two CPUs, and their limits assume that they have them.
+/// One lab at a time: their limits assume that a CPU is free.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// The error says what could not be run; what failed in the lab is a panic with the lab's report.
@@ -22,7 +23,7 @@ fn lab_is_good(suite: Suite, npt: bool) -> TestResult {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let plan = plan::build(&host, suite)?;
     let name = format!("{}-npt{}", suite.name(), u8::from(npt));
-    let run = run(&host, &name, &suite.machine(npt), &plan)?;
+    let run = run(&host, &name, &Machine::single(npt), &plan)?;
     assert!(run.is_good(), "{run}");
     println!("{run}");
     Ok(())

@@ -62,7 +62,7 @@ fn lab(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
             .filter(|npt| options.npt.is_none_or(|only| only == *npt))
         {
             let name = format!("{}-npt{npt}", suite.name());
-            let run = run(&host, &name, &suite.machine(npt == 1), &plan)?;
+            let run = run(&host, &name, &Machine::single(npt == 1), &plan)?;
             if options.verbose {
                 print!("{}", run.console.text);
             }

@@ -5,7 +5,6 @@ use super::build::{self, Executable};
 use super::cpio::{Archive, Kind};
 use super::host::Host;
 use super::initramfs::{self, Extra, InitramfsError, Program};
-use super::qemu::Machine;
 use crate::multiboot::{self, Class};
 use crate::{guest_files, linux_init, vmlinux};
 use std::path::PathBuf;
@@ -38,15 +37,6 @@ impl Suite {
             Self::Kvm => "kvm",
             Self::Trace => "trace",
             Self::Boot => "boot",
-        }
-    }
-
-    /// The machine it runs on.
-    #[must_use]
-    pub fn machine(self, npt: bool) -> Machine {
-        match self {
-            Self::Kvm | Self::Boot => Machine::parallel(npt),
-            Self::Trace => Machine::single(npt),
         }
     }
 
