@@ -24,9 +24,12 @@ const MMIO: u64 = 0x3_0000_0000;
 fn look(machine: &Machine, regs: &PagingRegs) -> Vec<Beside> {
     let state = PagingState::new(regs);
     // Another vCPU in the same state gets the same root.
-    let root = machine
-        .mmu
-        .root(&mut vcpu(regs), AddressSpaceId::Normal, &mut Flushes::default());
+    let root = machine.mmu.root(
+        &mut vcpu(regs),
+        &*machine.ram,
+        AddressSpaceId::Normal,
+        &mut Flushes::default(),
+    );
     let guest = guest_tables(&state, &*machine.ram, Limits::default());
     let ours = our_tables(&machine.mmu, root, machine.ram.generation.get(), Limits::default());
     by_gva(&guest.rows, &ours.rows)

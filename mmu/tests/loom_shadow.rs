@@ -71,6 +71,7 @@ impl FrameSource for Fixed {
             self.present.then_some(FoundFrame {
                 slot,
                 address: gfn.base().get(),
+                largest: 1,
             }),
         )
     }
@@ -106,7 +107,7 @@ fn vcpu(mmu: &ShadowMmu<HeapTables>) -> ShadowVcpu {
         cpu,
     };
     let mut vcpu = ShadowVcpu::new(PagingState::new(&regs));
-    mmu.root(&mut vcpu, AddressSpaceId::Normal, &mut NoTlb);
+    mmu.root(&mut vcpu, &NoMemory, AddressSpaceId::Normal, &mut NoTlb);
     vcpu
 }
 
@@ -140,7 +141,7 @@ fn zapped_and_recycled_tables_never_name_another_page() {
         // From here on not from the cache: that knows nothing of tables.
         let state = *own.state();
         own.set_state(state);
-        mmu.root(&mut own, AddressSpaceId::Normal, &mut NoTlb);
+        mmu.root(&mut own, &NoMemory, AddressSpaceId::Normal, &mut NoTlb);
         let zapper = {
             let mmu = Arc::clone(&mmu);
             thread::spawn(move || {
@@ -164,7 +165,7 @@ fn zapped_and_recycled_tables_never_name_another_page() {
 fn is_mmio(mmu: &ShadowMmu<HeapTables>, vcpu: &mut ShadowVcpu, slots: Fixed) -> bool {
     let state = *vcpu.state();
     vcpu.set_state(state);
-    mmu.root(vcpu, AddressSpaceId::Normal, &mut NoTlb);
+    mmu.root(vcpu, &NoMemory, AddressSpaceId::Normal, &mut NoTlb);
     matches!(fault(mmu, vcpu, slots, 0), FaultOutcome::Emulate(_))
 }
 

@@ -153,7 +153,9 @@ fn page_that_is_written_like_data_is_zapped() {
 #[test]
 fn zapping_all_says_so_first() {
     let (mut machine, regs, mut own) = guest();
-    machine.mmu.root(&mut own, AddressSpaceId::Normal, &mut machine.tlb);
+    machine
+        .mmu
+        .root(&mut own, &*machine.ram, AddressSpaceId::Normal, &mut machine.tlb);
     own.observer_mut().take();
     machine.mmu.zap_all(own.observer_mut(), &mut machine.tlb);
     assert_eq!(

@@ -45,6 +45,12 @@ fn guest() -> (Machine, PagingRegs, ShadowVcpu) {
     (machine, regs, vcpu)
 }
 
+/// The guest writes to its last table, which is mapped at 0x4000.
+fn unsync(machine: &mut Machine, regs: &PagingRegs, own: &mut ShadowVcpu) {
+    machine.ram.memory.set(0x4020, 0x4000 | RWU);
+    assert_eq!(machine.access(own, regs, 0x4000, USER_WRITE), Seen::Ram(0x4000));
+}
+
 /// The outcome of a fault as the walker reports it for MMIO: P, RSVD, and the access.
 fn reserved_fault(
     machine: &mut Machine,
@@ -110,11 +116,14 @@ fn mmio_is_searched_once_and_then_recognised_by_cache_or_entry() {
 #[test]
 fn slot_change_makes_the_entry_stale_and_invlpg_removes_it() {
     let (mut machine, regs, mut own) = guest();
+    unsync(&mut machine, &regs, &mut own);
     machine.access(&mut own, &regs, 0x3000, USER_WRITE);
     machine.set_slots(0xffff, 1 << 15);
     assert_eq!(machine.access(&mut own, &regs, 0x3000, USER_WRITE), Seen::Mmio(MMIO));
     assert_eq!((own.stats().stale, own.stats().created), (1, 2));
-    machine.mmu.invlpg(&mut own, &mut machine.tlb, Gva::new(0x3fff));
+    machine
+        .mmu
+        .invlpg(&mut own, &*machine.ram, &mut machine.tlb, Gva::new(0x3fff));
     assert_eq!(machine.tlb.one, 1);
     assert_eq!(machine.access(&mut own, &regs, 0x3000, USER_WRITE), Seen::Mmio(MMIO));
     assert_eq!(
@@ -126,8 +135,11 @@ fn slot_change_makes_the_entry_stale_and_invlpg_removes_it() {
 #[test]
 fn fault_on_an_entry_that_was_zapped_meanwhile_is_tried_again() {
     let (mut machine, regs, mut own) = guest();
+    unsync(&mut machine, &regs, &mut own);
     machine.access(&mut own, &regs, 0x3000, USER_WRITE);
-    machine.mmu.invlpg(&mut own, &mut machine.tlb, Gva::new(0x3000));
+    machine
+        .mmu
+        .invlpg(&mut own, &*machine.ram, &mut machine.tlb, Gva::new(0x3000));
     assert_eq!(
         reserved_fault(&mut machine, &mut own, 0x3000, true),
         FaultOutcome::Retry
@@ -219,10 +231,14 @@ fn page_that_becomes_a_table_loses_its_writable_mappings() {
     let (mut machine, regs, mut own) = guest();
     assert_eq!(machine.access(&mut own, &regs, 0, USER_WRITE), Seen::Ram(0x8000));
     let flushes = machine.tlb.all;
-    // The guest makes page 8 a table: of the second GiB.
-    machine.ram.memory.set(0x8000, 0x9000 | RWU);
-    machine.ram.memory.set(0x3008, 0x8000 | RWU);
-    assert_eq!(machine.access(&mut own, &regs, 0x20_0000, USER_READ), Seen::Ram(0x9000));
+    // The guest makes page 8 a table: the directory of the second GiB.
+    machine.ram.memory.set(0x8000, 0x4000 | RWU);
+    machine.ram.memory.set(0x2008, 0x8000 | RWU);
+    let second = 1 << 30;
+    assert_eq!(
+        machine.access(&mut own, &regs, second + 0x1000, USER_READ),
+        Seen::Ram(0x9000)
+    );
     assert!(machine.tlb.all > flushes, "a TLB could still hold the right to write");
     assert_eq!(machine.access(&mut own, &regs, 8, USER_WRITE), Seen::Tracked(0x8008));
     assert_eq!(machine.access(&mut own, &regs, 8, USER_READ), Seen::Ram(0x8008));
@@ -336,7 +352,9 @@ fn sources_of_an_mmio_answer_are_told_apart() {
         MmioSource::Cache
     );
     let mut other = vcpu(&regs);
-    machine.mmu.root(&mut other, AddressSpaceId::Normal, &mut machine.tlb);
+    machine
+        .mmu
+        .root(&mut other, &*machine.ram, AddressSpaceId::Normal, &mut machine.tlb);
     assert_eq!(
         sources(reserved_fault(&mut machine, &mut other, 0x3000, true)),
         MmioSource::Spte

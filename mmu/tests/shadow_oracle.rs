@@ -1,22 +1,32 @@
-//! Random guests on shadow tables walked by the model of the hardware, compared after every access with a walk of the
-//! guest's own tables: the same outcome, the same error code, the same accessed and dirty flags.
+//! Random guests on shadow tables walked by the model of the hardware, compared after every access with walks of the
+//! guest's own tables. A fault must be what the tables say now. An access that succeeds must go where the tables lead now,
+//! or where they led at some time since this CPU last flushed the address (each entry for itself: that is what x86 allows
+//! a TLB to know). The slots are those of now, whatever a TLB knows. Accessed and dirty flags are as the hardware sets
+//! them.
+//!
+//! `UMBRA_ORACLE_STEPS` says how many steps are made; `UMBRA_ORACLE_SEED` repeats a run.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 #[path = "common/machine.rs"]
 mod machine;
+#[path = "common/stale.rs"]
+mod stale;
 
 use common::{AC, LA57, LMA, NXE, PAE, PG, PKE, PSE, SMAP, SMEP, WP, regs};
 use machine::{Machine, Seen, vcpu};
 use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use stale::{History, known};
+use std::collections::BTreeMap;
 use umbra_memslots::Gva;
 use umbra_mmu::guest_walk::{PdpteLoad, load_pdptes};
-use umbra_mmu::shadow::{BitSpan, GenerationSpans, HostParams};
+use umbra_mmu::shadow::{BitSpan, GenerationSpans, HostParams, ShadowVcpu};
 use umbra_mmu::x86::{Access, AccessKind, GuestCpu, PagingMode, PagingRegs, PagingState, Privilege};
 
 const PAGES: u64 = 12;
-const VCPUS: usize = 2;
+const VCPUS: usize = 4;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -43,6 +53,62 @@ enum Step {
     Slots { present: u64, read_only: u64 },
     /// Everything is zapped.
     ZapAll,
+}
+
+impl Step {
+    /// The same step, for a guest whose tables are in order: it changes those of the last level and the data.
+    fn in_order(self, own_mode: u8) -> Self {
+        match self {
+            Self::Access {
+                vcpu,
+                parts,
+                access,
+                value,
+            } => Self::Access {
+                vcpu,
+                parts,
+                access,
+                value: leaf_entry(own_mode, value),
+            },
+            Self::Device { page, index, value } => Self::Device {
+                page: 4 + page % 8,
+                index,
+                value: leaf_entry(own_mode, value),
+            },
+            Self::Registers {
+                vcpu, mode, bits, pkru, ..
+            } => {
+                let mode = if bits >> 32 & 7 == 0 { mode } else { own_mode };
+                Self::Registers {
+                    vcpu,
+                    mode,
+                    root: root_page(mode),
+                    // Few roles.
+                    bits: bits & (bits >> 16),
+                    pkru,
+                }
+            }
+            Self::Slots { present, read_only } => Self::Slots {
+                present: present | 0x3f,
+                read_only: read_only & !0x3f,
+            },
+            other => other,
+        }
+    }
+}
+
+/// An entry for the last level that leads to the tables there as often as to anything else.
+fn leaf_entry(mode: u8, value: u64) -> u64 {
+    let tame = |value: u64| {
+        let (page, flags) = (value >> 12 & 0xf, value & !0xffff);
+        let page = if page < PAGES { 4 + page % 6 } else { page };
+        flags | page << 12 | if value >> 4 & 7 == 0 { 0x67 } else { value & 0xfff }
+    };
+    if mode == 2 {
+        tame(value & 0xffff_ffff) & 0xffff_ffff | tame(value >> 32) << 32
+    } else {
+        tame(value)
+    }
 }
 
 /// Guest entries: mostly to pages of the memory (tables among them) and to MMIO above it, mostly well-formed.
@@ -84,8 +150,8 @@ fn any_step(mode: u8) -> impl Strategy<Value = Step> {
     prop_oneof![
         60 => (0..VCPUS, parts(), 0usize..9, any_value(mode)).prop_map(|(vcpu, parts, access, value)| Step::Access { vcpu, parts, access, value }),
         8 => (0..PAGES, any_word(mode), any_value(mode)).prop_map(|(page, index, value)| Step::Device { page, index, value }),
-        4 => (0..VCPUS, parts()).prop_map(|(vcpu, parts)| Step::Invlpg { vcpu, parts }),
-        4 => (0..VCPUS, modes, 0..PAGES, any::<u64>(), any::<u32>())
+        6 => (0..VCPUS, parts()).prop_map(|(vcpu, parts)| Step::Invlpg { vcpu, parts }),
+        6 => (0..VCPUS, modes, 0..PAGES, any::<u64>(), any::<u32>())
             .prop_map(|(vcpu, mode, root, bits, pkru)| Step::Registers { vcpu, mode, root, bits, pkru }),
         2 => (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(a, b, c)| Step::Slots {
             present: (a | b | c) & ((1 << PAGES) - 1),
@@ -136,7 +202,77 @@ fn registers(ram: &machine::Ram, mode: u8, root: u64, bits: u64, pkru: u32) -> P
     regs
 }
 
-fn run(mode: u8, steps: Vec<Step>, entries: Vec<u64>, tables: u32, tiny: bool) -> Result<(), TestCaseError> {
+/// A CPU and what it flushed when.
+struct Cpu {
+    own: ShadowVcpu,
+    regs: PagingRegs,
+    flushed: u64,
+    /// By page number.
+    invalidated: BTreeMap<u64, u64>,
+}
+
+impl Cpu {
+    fn new(regs: PagingRegs) -> Self {
+        Self {
+            own: vcpu(&regs),
+            regs,
+            flushed: 0,
+            invalidated: BTreeMap::new(),
+        }
+    }
+
+    fn flushed(&self, gva: u64) -> u64 {
+        let page = self.invalidated.get(&(gva >> 12)).copied();
+        page.unwrap_or(0).max(self.flushed)
+    }
+}
+
+fn checked_access(
+    machine: &mut Machine,
+    history: &History,
+    cpu: &mut Cpu,
+    gva: u64,
+    access: Access,
+) -> Result<Seen, TestCaseError> {
+    let Cpu { own, regs, .. } = cpu;
+    let before = machine.ram.memory.contents();
+    let expected = machine.oracle(regs, gva, access);
+    let flagged = machine.ram.memory.contents();
+    machine.ram.memory.restore(&before);
+    let seen = machine.access(own, regs, gva, access);
+    let plain = if let Seen::Tracked(gpa) = seen {
+        Seen::Ram(gpa)
+    } else {
+        seen
+    };
+    let after = machine.ram.memory.contents();
+    if plain == expected && after == flagged {
+        return Ok(seen);
+    }
+    let since = cpu.flushed(gva);
+    let known = known(machine, history, since, &cpu.regs, gva, access);
+    let allowed = plain == expected || known.pages.contains(&plain) || known.incomplete;
+    prop_assert!(
+        allowed,
+        "{:?} instead of {:?} or {:x?}, of {:?} to {:#x} under {:x?}",
+        seen,
+        expected,
+        known.pages,
+        access,
+        gva,
+        cpu.regs
+    );
+    prop_assert!(
+        after == flagged || (known.changed && after == before),
+        "accessed and dirty flags differ after {:?} to {:#x}",
+        access,
+        gva
+    );
+    Ok(seen)
+}
+
+fn run(mode: u8, steps: Vec<Step>, entries: Vec<u64>, setting: Setting) -> Result<(), TestCaseError> {
+    let Setting { tables, tiny, orderly } = setting;
     let mut host = HostParams::x86(46);
     if tiny {
         let spans = GenerationSpans {
@@ -147,9 +283,15 @@ fn run(mode: u8, steps: Vec<Step>, entries: Vec<u64>, tables: u32, tiny: bool) -
     }
     let mut machine = Machine::new(host, PAGES, tables);
     fill(&machine, mode, &entries);
-    let first = registers(&machine.ram, mode, 1, 0, 0);
-    let mut cpus: Vec<_> = (0..VCPUS).map(|_| (vcpu(&first), first)).collect();
+    if orderly {
+        arrange(&machine, mode);
+    }
+    let first_root = if orderly { root_page(mode) } else { 1 };
+    let first = registers(&machine.ram, mode, first_root, 0, 0);
+    let mut cpus: Vec<Cpu> = (0..VCPUS).map(|_| Cpu::new(first)).collect();
+    let mut history = History::new(&machine.ram.memory);
     for step in steps {
+        let step = if orderly { step.in_order(mode) } else { step };
         match step {
             Step::Access {
                 vcpu,
@@ -157,25 +299,10 @@ fn run(mode: u8, steps: Vec<Step>, entries: Vec<u64>, tables: u32, tiny: bool) -
                 access,
                 value,
             } => {
-                let (own, regs) = &mut cpus[vcpu];
-                let gva = address(PagingMode::of(regs), parts);
+                let cpu = &mut cpus[vcpu];
+                let gva = address(PagingMode::of(&cpu.regs), parts);
                 let access = Access::ALL[access];
-                let before = machine.ram.memory.contents();
-                let expected = machine.oracle(regs, gva, access);
-                let flagged = machine.ram.memory.contents();
-                machine.ram.memory.restore(&before);
-                let seen = machine.access(own, regs, gva, access);
-                let plain = if let Seen::Tracked(gpa) = seen {
-                    Seen::Ram(gpa)
-                } else {
-                    seen
-                };
-                prop_assert_eq!(plain, expected, "{:?} to {:#x} under {:x?}", access, gva, regs);
-                prop_assert_eq!(
-                    &machine.ram.memory.contents(),
-                    &flagged,
-                    "accessed and dirty flags differ"
-                );
+                let seen = checked_access(&mut machine, &history, cpu, gva, access)?;
                 if access.kind == AccessKind::Write {
                     match seen {
                         // Through the mapping: the MMU doesn't get to know of it.
@@ -191,9 +318,12 @@ fn run(mode: u8, steps: Vec<Step>, entries: Vec<u64>, tables: u32, tiny: bool) -
             }
             Step::Device { page, index, value } => machine.writes(page << 12 | index << 3, value),
             Step::Invlpg { vcpu, parts } => {
-                let (own, regs) = &mut cpus[vcpu];
-                let gva = address(PagingMode::of(regs), parts);
-                machine.mmu.invlpg(own, &mut machine.tlb, Gva::new(gva));
+                let cpu = &mut cpus[vcpu];
+                let gva = address(PagingMode::of(&cpu.regs), parts);
+                machine
+                    .mmu
+                    .invlpg(&mut cpu.own, &*machine.ram, &mut machine.tlb, Gva::new(gva));
+                cpu.invalidated.insert(gva >> 12, history.now());
             }
             Step::Registers {
                 vcpu,
@@ -202,14 +332,16 @@ fn run(mode: u8, steps: Vec<Step>, entries: Vec<u64>, tables: u32, tiny: bool) -
                 bits,
                 pkru,
             } => {
-                let (own, regs) = &mut cpus[vcpu];
-                *regs = registers(&machine.ram, mode, root, bits, pkru);
-                own.set_state(PagingState::new(regs));
+                let cpu = &mut cpus[vcpu];
+                cpu.regs = registers(&machine.ram, mode, root, bits, pkru);
+                cpu.own.set_state(PagingState::new(&cpu.regs));
+                cpu.flushed = history.now();
             }
             Step::Slots { present, read_only } => machine.set_slots(present, read_only),
             Step::ZapAll => machine.mmu.zap_all(&mut umbra_mmu::NoObserver, &mut machine.tlb),
         }
         prop_assert!(machine.mmu.tables_in_use() <= tables);
+        history.tick(&machine.ram.memory);
     }
     machine.mmu.zap_all(&mut umbra_mmu::NoObserver, &mut machine.tlb);
     prop_assert_eq!(
@@ -220,43 +352,115 @@ fn run(mode: u8, steps: Vec<Step>, entries: Vec<u64>, tables: u32, tiny: bool) -
     Ok(())
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Setting {
+    /// How many shadow pages there can be.
+    tables: u32,
+    /// Generations wrap soon.
+    tiny: bool,
+    /// Each page is a table of one level, or data.
+    orderly: bool,
+}
+
+/// Where the root is if the tables are in order: those of the last level are pages 4 and 5.
+fn root_page(mode: u8) -> u64 {
+    let levels = if mode == 1 { 4 } else { mode };
+    5 - u64::from(levels.max(1))
+}
+
+/// Makes each page above the last level one table of one level.
+fn arrange(machine: &Machine, mode: u8) {
+    let memory = &machine.ram.memory;
+    for page in root_page(mode)..4 {
+        for word in words(mode) {
+            let below = if page == 3 { 4 + word % 2 } else { page + 1 };
+            // PDPTEs have fewer flags.
+            let entry = below << 12 | if mode == 3 && page == 2 { 1 } else { 0x67 };
+            let both = if mode == 2 { entry << 32 } else { 0 };
+            memory.set(page << 12 | word << 3, entry | both);
+        }
+    }
+    for page in 4..6u64 {
+        for word in words(mode) {
+            let at = page << 12 | word << 3;
+            memory.set(at, leaf_entry(mode, memory.get(at)));
+        }
+    }
+}
+
 /// Writes the entries to the words of all pages that addresses lead to.
 fn fill(machine: &Machine, mode: u8, entries: &[u64]) {
-    let words: &[u64] = if mode == 2 {
-        &[0, 1, 128, 129, 256, 257, 384, 385]
-    } else {
-        &[0, 1, 2]
-    };
+    let words = words(mode);
     let places = (0..PAGES).flat_map(|page| words.iter().map(move |word| page << 12 | word << 3));
     for (place, &entry) in places.zip(entries) {
         machine.ram.memory.set(place, entry);
     }
 }
 
+/// The words of a table that addresses lead to.
+fn words(mode: u8) -> &'static [u64] {
+    match mode {
+        2 => &[0, 1, 128, 129, 256, 257, 384, 385],
+        // All four PDPTEs.
+        3 => &[0, 1, 2, 3],
+        _ => &[0, 1, 2],
+    }
+}
+
 fn any_case() -> impl Strategy<Value = (u8, Vec<Step>, Vec<u64>)> {
     prop_oneof![1 => Just(0u8), 3 => Just(2), 3 => Just(3), 5 => Just(4), 2 => Just(5)].prop_flat_map(|mode| {
-        let words = usize::try_from(PAGES).unwrap() * if mode == 2 { 8 } else { 3 };
+        let words = usize::try_from(PAGES).unwrap() * words(mode).len();
         let steps = proptest::collection::vec(any_step(mode), 1..150);
         (Just(mode), steps, proptest::collection::vec(any_value(mode), words))
     })
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
-    #[test]
-    fn shadow_equals_the_guests_tables_after_any_steps(
-        (mode, steps, entries) in any_case(),
-        tables in prop_oneof![Just(16u32), Just(24), Just(200), Just(200)],
-        tiny: bool,
-    ) {
-        run(mode, steps, entries, tables, tiny)?;
+/// Steps of an ordinary test run, and of a case on average.
+const STEPS: u64 = 60_000;
+const STEPS_OF_A_CASE: u64 = 75;
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap())
+}
+
+#[test]
+fn access_never_sees_what_no_tlb_could_know() {
+    let steps = variable("UMBRA_ORACLE_STEPS").unwrap_or(STEPS);
+    let seed = variable("UMBRA_ORACLE_SEED").unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.map_or(0, |now| u64::from(now.subsec_nanos()) ^ now.as_secs() << 20)
+    });
+    println!("UMBRA_ORACLE_STEPS={steps} UMBRA_ORACLE_SEED={seed}");
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let config = Config {
+        cases: u32::try_from(steps / STEPS_OF_A_CASE).unwrap(),
+        failure_persistence: None,
+        max_shrink_iters: 4000,
+        ..Config::default()
+    };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let tables = prop_oneof![Just(16u32), Just(24), Just(200), Just(200)];
+    let result = runner.run(
+        &(
+            any_case(),
+            tables,
+            any::<bool>(),
+            prop_oneof![1 => Just(false), 2 => Just(true)],
+        ),
+        |((mode, steps, entries), tables, tiny, orderly)| {
+            let setting = Setting { tables, tiny, orderly };
+            run(mode, steps, entries, setting)
+        },
+    );
+    if let Err(failure) = result {
+        unreachable!("{failure}");
     }
 }
 
 #[test]
 fn accesses_reach_every_outcome() {
     use proptest::strategy::ValueTree;
-    use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     let mut seen = [0u32; 6];

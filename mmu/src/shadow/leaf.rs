@@ -1,6 +1,6 @@
-//! Leaves: entries that map a 4 KiB page, in x86 format. KVM's `make_spte`.
+//! Leaves: entries that map memory, in x86 format. KVM's `make_spte`.
 
-use super::bits::bits;
+use super::bits::{BitSpan, bits};
 use super::layout::MMU_PRESENT;
 use crate::access_mask::AccessMask;
 
@@ -9,16 +9,22 @@ const WRITABLE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
+/// The leaf is above level 1.
+const LARGE: u64 = 1 << 7;
 /// The slot may be written (`DEFAULT_SPTE_HOST_WRITABLE`).
 const HOST_WRITABLE: u64 = 1 << 9;
 /// Nothing but write tracking may take the right to write away (`DEFAULT_SPTE_MMU_WRITABLE`).
 const MMU_WRITABLE: u64 = 1 << 10;
 const NO_EXECUTE: u64 = 1 << 63;
+const KEY: BitSpan = BitSpan::fixed(59, 62);
+
+/// The highest level at which there are leaves: 1 GiB.
+pub(crate) const MAX_LEVEL: u8 = 3;
 
 /// What a leaf is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct LeafParts {
-    /// Where the walker finds the page; a multiple of 4096.
+    /// Where the walker finds the memory; a multiple of the leaf's size.
     pub(crate) address: u64,
     /// What the guest allows.
     pub(crate) access: AccessMask,
@@ -26,13 +32,18 @@ pub(crate) struct LeafParts {
     pub(crate) key: u8,
     /// The slot may be written.
     pub(crate) host_writable: bool,
-    /// The page is a guest table that has a shadow.
+    /// Writes must fault, though both allow them.
     pub(crate) tracked: bool,
+    /// The level: 1 for 4 KiB.
+    pub(crate) level: u8,
 }
 
 /// Makes a leaf.
 pub(crate) const fn encode(parts: LeafParts) -> u64 {
-    let mut entry = parts.address & bits(12, 51) | MMU_PRESENT | PRESENT | ACCESSED | (parts.key as u64 & 0xf) << 59;
+    let mut entry = parts.address & bits(12, 51) | MMU_PRESENT | PRESENT | ACCESSED | KEY.put(parts.key as u64);
+    if parts.level > 1 {
+        entry |= LARGE;
+    }
     if parts.access.contains(AccessMask::USER) {
         entry |= USER;
     }
@@ -55,4 +66,20 @@ pub(crate) const fn write_protected(entry: u64) -> Option<u64> {
     } else {
         None
     }
+}
+
+/// The same leaf with other rights: what the guest allows now, but writes only if they were allowed before (else they
+/// fault first, and whoever has to know of them does). `None` if that changes nothing.
+pub(crate) const fn with_rights(entry: u64, access: AccessMask, key: u8) -> Option<u64> {
+    let mut new = entry & !(USER | NO_EXECUTE | KEY.mask()) | KEY.put(key as u64);
+    if access.contains(AccessMask::USER) {
+        new |= USER;
+    }
+    if !access.contains(AccessMask::EXEC) {
+        new |= NO_EXECUTE;
+    }
+    if !access.contains(AccessMask::WRITE) {
+        new &= !(WRITABLE | MMU_WRITABLE);
+    }
+    if new == entry { None } else { Some(new) }
 }

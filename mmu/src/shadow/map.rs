@@ -5,9 +5,11 @@ use super::leaf::{self, LeafParts};
 use super::link;
 use super::mmu::ShadowMmu;
 use super::outcome::{FaultOutcome, MmioAccess, ShadowFault};
-use super::pages::{Set, Writer};
+use super::pages::{NewLeaf, Set, Writer, first_of};
+use super::path::{PathTo, Target, align};
 use super::ports::{FoundFrame, FrameSource};
 use super::root::{RootTables, entry_of};
+use super::sync::GuestTables;
 use super::vcpu::Own;
 use super::watched::Watched;
 use crate::access_mask::AccessMask;
@@ -15,27 +17,9 @@ use crate::direct::{MmioSource, SlotSet};
 use crate::guest_walk::{GuestWalk, WalkFailure, walk};
 use crate::mmio::{CachedMmio, MmioEra, MmioGen, MmioSpte};
 use crate::observer::MmuObserver;
-use crate::tables::{EntryLocation, INDEX_BITS, TableSpace};
+use crate::tables::TableSpace;
 use crate::x86::{Access, GuestPte, PagingMode, PagingState};
-use umbra_memslots::{Gfn, GuestMemory, Gva};
-
-/// What is to be reached.
-struct Target<'a> {
-    /// The guest's way there.
-    walk: &'a GuestWalk,
-    /// What the leaf is to allow.
-    access: AccessMask,
-}
-
-/// The way to a leaf.
-enum PathTo {
-    /// The leaf's entry.
-    Leaf(EntryLocation),
-    /// A guest entry was changed before its table was write-protected.
-    Changed,
-    /// All tables are in use.
-    OutOfTables,
-}
+use umbra_memslots::{GuestMemory, Gva};
 
 impl<S: TableSpace> ShadowMmu<S> {
     /// `None` if all tables are in use.
@@ -65,8 +49,9 @@ impl<S: TableSpace> ShadowMmu<S> {
             let target = Target {
                 walk: &walk,
                 access: clean_is_read_only(&walk, access),
+                memory: None,
             };
-            return self.map_mmio(writer, root, own, memory, target, set);
+            return self.map_mmio(writer, root, own, memory, &target, set);
         };
         if frame.slot.invalid {
             return Some(FaultOutcome::Retry);
@@ -81,29 +66,40 @@ impl<S: TableSpace> ShadowMmu<S> {
             return Some(FaultOutcome::WriteTracked(walk.gpa));
         }
         let allowed = with_wp_fixup(&own.state, clean_is_read_only(&walk, access), access);
-        let FoundFrame { address, slot } = frame;
+        let FoundFrame { address, slot, largest } = frame;
+        let guest = GuestTables {
+            state: &own.state,
+            memory,
+        };
         let target = Target {
             walk: &walk,
             access: allowed,
+            memory: Some((address, largest)),
         };
-        let at = match self.path(writer, root, memory, &target, Some(address)) {
-            PathTo::Leaf(at) => at,
+        let (at, level) = match writer.path(&guest, root, &target) {
+            PathTo::Leaf(at, level) => (at, level),
             PathTo::Changed => return Some(FaultOutcome::Retry),
             PathTo::OutOfTables => return None,
         };
-        // Not before: making the path may have found that the page is a table.
-        let tracked = writer.is_tracked(gfn);
-        let entry = leaf::encode(LeafParts {
-            address,
+        let writable = !slot.read_only && allowed.contains(AccessMask::WRITE);
+        let tracked = writable && writer.try_unsync(gfn, false).is_err();
+        let new = NewLeaf {
+            gfn: first_of(gfn, level),
             access: allowed,
-            key: walk.permissions.key,
-            host_writable: !slot.read_only,
-            tracked,
-        });
-        let set = writer.set_leaf(at, gfn, entry);
+            level,
+            entry: leaf::encode(LeafParts {
+                address: align(address, level),
+                access: allowed,
+                key: key_of(&own.state, &walk),
+                host_writable: !slot.read_only,
+                tracked,
+                level,
+            }),
+        };
+        let set = writer.set_leaf(at, new);
         if set == Set::Changed {
             own.stats.fixed += 1;
-            writer.observer.set_spte(at, gfn, 1, entry);
+            writer.observer.set_spte(at, new.gfn, level, new.entry);
         }
         Some(match set {
             _ if access.is_write() && tracked => {
@@ -133,13 +129,13 @@ impl<S: TableSpace> ShadowMmu<S> {
         root: RootTables,
         own: &mut Own,
         memory: &impl GuestMemory,
-        target: Target<'_>,
+        target: &Target<'_>,
         SlotSet {
             generation,
             address_space,
         }: SlotSet,
     ) -> Option<FaultOutcome> {
-        let Target { walk, access } = target;
+        let &Target { walk, access, .. } = target;
         let gfn = walk.gpa.gfn();
         own.cache.store(CachedMmio {
             gfn,
@@ -166,8 +162,12 @@ impl<S: TableSpace> ShadowMmu<S> {
             // A view of the slots so old that its date would be taken for one of the present era.
             return Some(answer);
         }
-        match self.path(writer, root, memory, &target, None) {
-            PathTo::Leaf(at) => {
+        let guest = GuestTables {
+            state: &own.state,
+            memory,
+        };
+        match writer.path(&guest, root, target) {
+            PathTo::Leaf(at, _) => {
                 if writer.set_mmio(at, spte.raw()) == Set::Changed {
                     own.stats.created += 1;
                     writer.observer.mark_mmio_spte(at, gfn, access, made);
@@ -177,73 +177,6 @@ impl<S: TableSpace> ShadowMmu<S> {
             PathTo::Changed => Some(FaultOutcome::Retry),
             PathTo::OutOfTables => None,
         }
-    }
-
-    /// Makes and links the pages down to level 1 (`FNAME(fetch)`): shadows of the tables that the walk went through, and
-    /// below them what follows from the gfn.
-    fn path<O: MmuObserver>(
-        &self,
-        writer: &mut Writer<'_, S, O>,
-        root: RootTables,
-        memory: &impl GuestMemory,
-        target: &Target<'_>,
-        address: Option<u64>,
-    ) -> PathTo {
-        let walk = target.walk;
-        let Some((mut table, mut level)) = root.start(walk.gva) else {
-            return PathTo::Changed;
-        };
-        if !self.still_there(memory, walk, level) {
-            return PathTo::Changed;
-        }
-        let mut requested = false;
-        while level > 1 {
-            writer.clear_flood(table);
-            let at = entry_of(table, level, walk.gva);
-            let Some(role) = writer.page(table).map(|page| page.role) else {
-                return PathTo::Changed;
-            };
-            let (gfn, access, direct) = match table_below(walk, level) {
-                Some((gfn, access)) => (gfn, access, false),
-                // Within a large page, or without paging: what is below follows from the gfn.
-                None => (first_of(walk.gpa.gfn(), level - 1), target.access, true),
-            };
-            if direct && !requested {
-                writer.observer.spte_requested(walk.gpa.gfn(), address, 1);
-                requested = true;
-            }
-            let role = role.child(at.index, access, direct);
-            let child = match writer.linked(at, gfn, role) {
-                Some(child) => child,
-                None => match writer.get(gfn, role, false) {
-                    Some((child, _)) => {
-                        // Until now other vCPUs may have written to the table.
-                        writer.flush_now();
-                        child
-                    }
-                    None => return PathTo::OutOfTables,
-                },
-            };
-            if !direct && !self.still_there(memory, walk, level - 1) {
-                return PathTo::Changed;
-            }
-            writer.link(at, child);
-            (table, level) = (child, level - 1);
-        }
-        writer.clear_flood(table);
-        if !requested {
-            writer.observer.spte_requested(walk.gpa.gfn(), address, 1);
-        }
-        PathTo::Leaf(entry_of(table, 1, walk.gva))
-    }
-
-    /// Whether the walk's entry of `level` is what the walk read (`FNAME(gpte_changed)`): its table has only now become
-    /// write-protected.
-    fn still_there(&self, memory: &impl GuestMemory, walk: &GuestWalk, level: u8) -> bool {
-        walk.entries()
-            .iter()
-            .filter(|entry| entry.level == level)
-            .all(|entry| memory.read_entry(entry.gpa, walk.entry_size()) == Ok(entry.pte.raw()))
     }
 }
 
@@ -262,24 +195,10 @@ fn observed_walk<O: MmuObserver>(
     walk(state, &memory, fault.gva, fault.access)
 }
 
-/// The guest table to which the walk's entry of `level` leads, and what the entries so far allow; `None` if there is no
-/// such entry or it maps a page.
-fn table_below(walk: &GuestWalk, level: u8) -> Option<(Gfn, AccessMask)> {
-    let entries = walk.entries();
-    let position = entries.iter().position(|entry| entry.level == level)?;
-    if position + 1 == entries.len() {
-        return None;
-    }
-    let access = entries[..=position]
-        .iter()
-        .fold(AccessMask::ALL, |access, entry| access & entry.pte.permits());
-    Some((entries[position + 1].gpa.gfn(), access))
-}
-
-/// The first frame of those that a table of `level` maps together with `gfn`.
-fn first_of(gfn: Gfn, level: u8) -> Gfn {
-    let shift = INDEX_BITS * u32::from(level);
-    Gfn::from_masked(gfn.get() >> shift << shift)
+/// The protection key of the page. It is kept even while keys aren't in force: the walker knows whether they are.
+fn key_of(state: &PagingState, walk: &GuestWalk) -> u8 {
+    let last = walk.entries().last().filter(|_| state.mode.is_long());
+    last.map_or(0, |entry| entry.pte.protection_key())
 }
 
 /// What the walk permits, less W while the guest's dirty flag is clear: the write that sets it must fault

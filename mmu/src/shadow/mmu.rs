@@ -1,8 +1,9 @@
 //! [`ShadowMmu`]: shadow tables of any number of vCPUs. Faults come in, outcomes go out.
 //!
-//! Every guest table that has a shadow is write-tracked: the guest can't write it without a fault, the caller emulates
-//! the write and says so ([`ShadowMmu::guest_wrote`]), and what was derived from the changed entry goes. So a present
-//! entry is always what a walk of the guest's tables would give now, if not less.
+//! Guest tables above the last level that have a shadow are write-tracked: the guest can't write them without a fault,
+//! the caller emulates the write and says so ([`ShadowMmu::guest_wrote`]), and what was derived from the changed entry
+//! goes. Tables of the last level become writable instead, and their shadows catch up when the guest flushes its TLB. So
+//! a present entry is always what a TLB might hold.
 //!
 //! One lock serialises whatever changes shadow pages, guest walks and searches of the memslots included: what a walk or
 //! a search found can't be overtaken by a zap before it is installed. MMIO that is known is recognised without it
@@ -10,11 +11,11 @@
 
 use super::host::EntryFormat;
 use super::layout::SpteLayout;
-use super::link;
 use super::outcome::{FaultOutcome, ShadowFault};
 use super::pages::{Pages, Writer};
 use super::ports::{FrameSource, TlbControl};
-use super::root::{RootTables, ShadowRoot, entry_of, root_keys};
+use super::root::{RootTables, ShadowRoot, root_keys};
+use super::sync::GuestTables;
 use super::vcpu::{Own, ShadowVcpu};
 use crate::mmio::{Eras, MmioEra};
 use crate::observer::{MmuObserver, NoObserver};
@@ -98,15 +99,19 @@ impl<S: TableSpace> ShadowMmu<S> {
     }
 
     /// The root that a vCPU is to run on: to be asked for before each entry, and cheap if nothing has changed.
+    ///
+    /// After a change of registers this is where the guest's TLB flush happens: what is below the root catches up with
+    /// the guest's tables, and the walker of this vCPU forgets everything.
     pub fn root<O: MmuObserver>(
         &self,
         vcpu: &mut ShadowVcpu<O>,
+        memory: &impl GuestMemory,
         address_space: AddressSpaceId,
         tlb: &mut impl TlbControl,
     ) -> ShadowRoot {
         let tables = match self.current_root(&vcpu.own) {
             Some(tables) => tables,
-            None => self.load_root(vcpu, address_space, tlb),
+            None => self.load_root(vcpu, memory, address_space, tlb),
         };
         tables.to_load(|table| self.pool.space().address(table))
     }
@@ -127,7 +132,7 @@ impl<S: TableSpace> ShadowMmu<S> {
             return outcome;
         }
         let Some(root) = self.current_root(&vcpu.own) else {
-            self.load_root(vcpu, frames.current().address_space, tlb);
+            self.load_root(vcpu, memory, frames.current().address_space, tlb);
             return FaultOutcome::Retry;
         };
         let mapped = self.change(
@@ -141,7 +146,7 @@ impl<S: TableSpace> ShadowMmu<S> {
                 // All tables are in use: begin anew.
                 vcpu.own.stats.reclaims += 1;
                 self.zap_all(&mut vcpu.observer, tlb);
-                self.load_root(vcpu, frames.current().address_space, tlb);
+                self.load_root(vcpu, memory, frames.current().address_space, tlb);
                 FaultOutcome::Retry
             }
         }
@@ -161,25 +166,23 @@ impl<S: TableSpace> ShadowMmu<S> {
     }
 
     /// INVLPG on this vCPU.
-    pub fn invlpg<O: MmuObserver>(&self, vcpu: &mut ShadowVcpu<O>, tlb: &mut impl TlbControl, gva: Gva) {
+    pub fn invlpg<O: MmuObserver>(
+        &self,
+        vcpu: &mut ShadowVcpu<O>,
+        memory: &impl GuestMemory,
+        tlb: &mut impl TlbControl,
+        gva: Gva,
+    ) {
         vcpu.own.cache.forget_gva(gva);
         if let Some(root) = self.current_root(&vcpu.own) {
-            // The leaf may be shared with other vCPUs, whose TLBs may go on holding it: nobody takes rights from them.
+            let guest = GuestTables {
+                state: &vcpu.own.state,
+                memory,
+            };
             self.change(
                 &mut vcpu.observer,
-                || tlb.flush_gva(gva),
-                |writer| {
-                    if let Some((mut table, mut level)) = root.start(gva) {
-                        while level > 1 {
-                            let entry = self.pool.space().load(entry_of(table, level, gva));
-                            let next =
-                                link::target(&self.layout, entry).and_then(|next| self.pool.space().table_at(next));
-                            let Some(next) = next else { return };
-                            (table, level) = (next, level - 1);
-                        }
-                        writer.drop_entry(entry_of(table, 1, gva));
-                    }
-                },
+                || tlb.flush_all(),
+                |writer| writer.invalidate(&guest, root, gva),
             );
         }
         tlb.flush_gva(gva);
@@ -248,11 +251,16 @@ impl<S: TableSpace> ShadowMmu<S> {
     fn load_root<O: MmuObserver>(
         &self,
         vcpu: &mut ShadowVcpu<O>,
+        memory: &impl GuestMemory,
         address_space: AddressSpaceId,
         tlb: &mut impl TlbControl,
     ) -> RootTables {
         vcpu.own.stats.roots += 1;
         let keys = root_keys(&vcpu.own.state, address_space);
+        let guest = GuestTables {
+            state: &vcpu.own.state,
+            memory,
+        };
         loop {
             let made = self.change(
                 &mut vcpu.observer,
@@ -261,8 +269,12 @@ impl<S: TableSpace> ShadowMmu<S> {
                     let mut tables = [None; 4];
                     for (table, key) in tables.iter_mut().zip(&keys) {
                         if let Some((gfn, role)) = *key {
-                            *table = Some(writer.get(gfn, role, true)?.0);
+                            *table = Some(writer.get(&guest, gfn, role, true)?);
                         }
+                    }
+                    writer.flush_now();
+                    for &table in tables.iter().flatten() {
+                        writer.sync_below(&guest, table);
                     }
                     // With the lock held: no root can be lost before this is read.
                     Some((tables, self.root_epoch.load(Ordering::Acquire)))
@@ -281,6 +293,7 @@ impl<S: TableSpace> ShadowMmu<S> {
                 tables => RootTables::Pae(tables),
             };
             vcpu.own.root = Some((tables, epoch));
+            tlb.flush_vcpu();
             return tables;
         }
     }
@@ -295,7 +308,7 @@ impl<S: TableSpace> ShadowMmu<S> {
         self.pages.with(|pages| {
             let mut writer = Writer::new(observer, &self.pool, &self.layout, pages, &self.root_epoch, &mut flush);
             let result = f(&mut writer);
-            writer.finish();
+            writer.flush_now();
             result
         })
     }

@@ -3,12 +3,13 @@
 //! What an entry looks like: [`host`] (what a layout depends on), [`layout`] (the bit budget), [`link`] (entries that lead
 //! to tables), `leaf` (entries that map memory), [`refusal`] (why a host can't have MMIO SPTEs).
 //!
-//! What is done with them: [`role`] (what a page is a shadow as), `pages` (which there are, and who points to whom),
-//! [`root`] (where a walk begins), [`ports`] and [`outcome`] (what is asked of others, and answered), [`mmu`] (the
+//! What is done with them: [`role`] (what a page is a shadow as), `pages` (which there are, and who points to whom) with
+//! `path`, `unsync`, `sync`, `guest_write` and `zap` (what happens to them), [`root`] (where a walk begins), [`ports`] and [`outcome`] (what is asked of others, and answered), [`mmu`] (the
 //! operations), `map` (the slow path of a fault), `watched` (its walk, observed), `mmio_fault` (the fast path), [`vcpu`]
 //! (what each vCPU keeps).
 
 pub mod bits;
+mod guest_write;
 pub mod host;
 pub mod layout;
 mod leaf;
@@ -18,12 +19,16 @@ mod mmio_fault;
 pub mod mmu;
 pub mod outcome;
 mod pages;
+mod path;
 pub mod ports;
 pub mod refusal;
 pub mod role;
 pub mod root;
+mod sync;
+mod unsync;
 pub mod vcpu;
 mod watched;
+mod zap;
 
 pub use bits::BitSpan;
 pub use host::{CpuidResult, EntryFormat, GenerationSpans, HostParams};

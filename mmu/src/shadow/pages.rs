@@ -4,45 +4,94 @@
 //!
 //! * for each page its parents (the entries that link to it), so that it can be unlinked,
 //! * for each frame its reverse map (the leaves that map it), so that it can be write-protected or unmapped,
-//! * for each page the frames of its leaves, which the entries don't say.
+//! * for each leaf of a shadow of a guest table what it was made from, which the entry doesn't say.
 //!
 //! Whatever takes rights away asks for a flush. Tables that are taken out of use wait for it: until then a CPU may be
-//! inside them.
+//! inside them. Who changes pages: `get` and `path` (make them), `unsync` and `sync` (let the guest write to its tables,
+//! and catch up), `guest_write` (drop what an emulated write changed), `zap` (remove them).
 
-use super::bits::bits;
 use super::layout::SpteLayout;
+use super::leaf;
+use super::link;
 use super::role::PageRole;
-use super::{leaf, link};
+use super::unsync::ChildBits;
+use crate::access_mask::AccessMask;
 use crate::observer::MmuObserver;
-use crate::pool::{FreeTables, TablePool, entries};
-use crate::sync::{AtomicU64, Ordering};
-use crate::tables::{EntryLocation, TableId, TableSpace};
+use crate::pool::{FreeTables, TablePool};
+use crate::sync::AtomicU64;
+use crate::tables::{ENTRIES, EntryLocation, INDEX_BITS, TableId, TableSpace};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use umbra_memslots::{Gfn, GfnRange};
-
-/// After that many emulated writes without a walk through it, a page is taken for ordinary data
-/// (`detect_write_flooding`).
-const FLOOD: u8 = 3;
+use umbra_memslots::{Gfn, PAGE_SHIFT};
 
 /// What is known of a shadow page besides its entries.
 pub(super) struct ShadowPage {
     pub(super) gfn: Gfn,
     pub(super) role: PageRole,
-    parents: Vec<EntryLocation>,
-    /// Frames of its leaves, by index.
-    leaves: BTreeMap<u16, Gfn>,
+    pub(super) parents: Vec<EntryLocation>,
+    /// Of what each leaf was made; empty for a direct page, where it follows from gfn and index.
+    sources: Vec<Source>,
     /// Emulated writes since it was last used.
-    writes: u8,
-    is_root: bool,
+    pub(super) writes: u8,
+    pub(super) is_root: bool,
+    /// The guest may write to the table; entries may be older than what it holds now.
+    pub(super) unsync: bool,
+    /// Which entries lead to pages that are unsync, or did.
+    pub(super) unsync_children: ChildBits,
+}
+
+/// What a leaf was made from: gfn and access, in one word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Source(u64);
+
+impl Source {
+    fn new(gfn: Gfn, access: AccessMask) -> Self {
+        Self(gfn.get() << PAGE_SHIFT | u64::from(access.bits()))
+    }
+
+    fn gfn(self) -> Gfn {
+        Gfn::from_masked(self.0 >> PAGE_SHIFT)
+    }
+}
+
+impl ShadowPage {
+    fn new(gfn: Gfn, role: PageRole, is_root: bool) -> Self {
+        let sources = if role.is_direct() {
+            Vec::new()
+        } else {
+            alloc::vec![Source::default(); ENTRIES]
+        };
+        Self {
+            gfn,
+            role,
+            parents: Vec::new(),
+            sources,
+            writes: 0,
+            is_root,
+            unsync: false,
+            unsync_children: ChildBits::default(),
+        }
+    }
+
+    /// The first frame of those that leaf `index` maps.
+    pub(super) fn leaf_gfn(&self, index: u16) -> Gfn {
+        match self.sources.get(usize::from(index)) {
+            Some(source) => source.gfn(),
+            None => {
+                let shift = INDEX_BITS * (u32::from(self.role.level()) - 1);
+                Gfn::from_masked(self.gfn.get() + (u64::from(index) << shift))
+            }
+        }
+    }
 }
 
 /// All shadow pages.
 pub(super) struct Pages {
-    free: FreeTables,
-    pages: BTreeMap<TableId, ShadowPage>,
-    by_key: BTreeMap<(Gfn, PageRole), TableId>,
-    reverse: BTreeMap<Gfn, Vec<EntryLocation>>,
+    pub(super) free: FreeTables,
+    pub(super) pages: BTreeMap<TableId, ShadowPage>,
+    pub(super) by_key: BTreeMap<(Gfn, PageRole), TableId>,
+    /// The leaves of each level that map the frames from this one on.
+    pub(super) reverse: BTreeMap<(u8, Gfn), Vec<EntryLocation>>,
 }
 
 impl Pages {
@@ -61,11 +110,11 @@ pub(super) struct Writer<'a, S, O> {
     pub(super) observer: &'a mut O,
     pub(super) pool: &'a TablePool<S>,
     pub(super) layout: &'a SpteLayout,
-    pages: &'a mut Pages,
-    root_epoch: &'a AtomicU64,
+    pub(super) pages: &'a mut Pages,
+    pub(super) root_epoch: &'a AtomicU64,
     flush: &'a mut dyn FnMut(),
-    unused: Vec<TableId>,
-    needs_flush: bool,
+    pub(super) unused: Vec<TableId>,
+    pub(super) needs_flush: bool,
 }
 
 /// What became of an entry that was to be set.
@@ -73,6 +122,17 @@ pub(super) struct Writer<'a, S, O> {
 pub(super) enum Set {
     Changed,
     Same,
+}
+
+/// A leaf to be set.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewLeaf {
+    /// The first frame of those that it maps.
+    pub(super) gfn: Gfn,
+    /// What it allows, before write protection.
+    pub(super) access: AccessMask,
+    pub(super) level: u8,
+    pub(super) entry: u64,
 }
 
 impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
@@ -96,12 +156,13 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
         }
     }
 
-    /// Ends the operation: flushes if that is needed, and makes unused tables free.
-    pub(super) fn finish(self) {
-        if self.needs_flush || !self.unused.is_empty() {
+    /// Makes pending invalidations take effect now, before the caller reads guest memory again, and makes unused tables
+    /// free. An operation ends with this.
+    pub(super) fn flush_now(&mut self) {
+        if core::mem::take(&mut self.needs_flush) || !self.unused.is_empty() {
             (self.flush)();
         }
-        for table in self.unused {
+        for table in self.unused.drain(..) {
             self.pool.give_back(&mut self.pages.free, table);
         }
     }
@@ -116,78 +177,97 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
         self.pages.reverse.values().map(Vec::len).sum()
     }
 
-    /// Whether the frame is a guest table that has a shadow.
-    pub(super) fn is_tracked(&self, gfn: Gfn) -> bool {
-        self.shadows_of(gfn).next().is_some()
-    }
-
     pub(super) fn page(&self, table: TableId) -> Option<&ShadowPage> {
         self.pages.pages.get(&table)
     }
 
-    fn shadows_of(&self, gfn: Gfn) -> impl Iterator<Item = TableId> {
-        let all = (gfn, PageRole::MIN)..=(gfn, PageRole::MAX);
-        let pages = self.pages.by_key.range(all);
+    pub(super) fn load(&self, at: EntryLocation) -> u64 {
+        self.pool.space().load(at)
+    }
+
+    /// The table that an entry leads to.
+    pub(super) fn target(&self, at: EntryLocation) -> Option<TableId> {
+        let level = self.page(at.table)?.role.level();
+        let target = link::target(self.layout, self.load(at)).filter(|_| level > 1)?;
+        self.pool.space().table_at(target)
+    }
+
+    /// The shadows of a guest table.
+    pub(super) fn shadows_of(&self, gfn: Gfn) -> impl Iterator<Item = (PageRole, TableId)> {
+        self.shadows_in(gfn, 1).map(|(_, role, table)| (role, table))
+    }
+
+    /// The shadows of guest tables in `count` frames from `first` on.
+    fn shadows_in(&self, first: Gfn, count: u64) -> impl Iterator<Item = (Gfn, PageRole, TableId)> {
+        let last = Gfn::from_masked(first.get() + count - 1);
+        let pages = self.pages.by_key.range((first, PageRole::MIN)..=(last, PageRole::MAX));
         pages
             .filter(|((_, role), _)| !role.is_direct())
-            .map(|(_, &table)| table)
+            .map(|(&(gfn, role), &table)| (gfn, role, table))
     }
 
-    /// The page with this key, made if there is none; and whether it was. `None` if all tables are in use.
-    ///
-    /// A guest table that gets its first shadow is write-protected, and flushed before anything is read from it again.
-    pub(super) fn get(&mut self, gfn: Gfn, role: PageRole, is_root: bool) -> Option<(TableId, bool)> {
-        if let Some(&table) = self.pages.by_key.get(&(gfn, role)) {
-            if let Some(page) = self.pages.pages.get_mut(&table) {
-                page.writes = 0;
-                page.is_root |= is_root;
-            }
-            self.observer.get_page(gfn, role, false);
-            return Some((table, false));
-        }
-        let table = self.pool.allocate(&mut self.pages.free)?;
-        let page = ShadowPage {
-            gfn,
-            role,
-            parents: Vec::new(),
-            leaves: BTreeMap::new(),
-            writes: 0,
-            is_root,
-        };
-        self.pages.pages.insert(table, page);
-        self.pages.by_key.insert((gfn, role), table);
-        self.observer.get_page(gfn, role, true);
-        if !role.is_direct() {
-            self.write_protect(gfn);
-        }
-        Some((table, true))
+    /// Whether writes to the frame must be known of: it is a guest table above the last level that has a shadow
+    /// (`kvm_gfn_is_write_tracked`).
+    pub(super) fn is_tracked(&self, gfn: Gfn) -> bool {
+        self.shadows_of(gfn).any(|(role, _)| role.level() > 1)
     }
 
-    /// Makes pending invalidations take effect now, before the caller reads guest memory again.
-    pub(super) fn flush_now(&mut self) {
-        if core::mem::take(&mut self.needs_flush) {
-            (self.flush)();
-        }
+    /// Whether any frame that a leaf of `level` at `gfn` maps is a guest table that has a shadow (`disallow_lpage`).
+    pub(super) fn is_shadowed(&self, gfn: Gfn, level: u8) -> bool {
+        self.shadows_in(gfn, frames_of(level)).next().is_some()
     }
 
-    fn write_protect(&mut self, gfn: Gfn) {
-        let Some(mappings) = self.pages.reverse.get(&gfn) else {
-            return;
-        };
-        for &at in mappings {
-            if let Some(entry) = leaf::write_protected(self.pool.space().load(at)) {
-                self.pool.space().store(at, entry);
-                self.needs_flush = true;
+    /// All leaves that map the frame: of level, at.
+    pub(super) fn mappings_of(&self, gfn: Gfn) -> Vec<EntryLocation> {
+        let mut mappings = Vec::new();
+        for level in 1..=leaf::MAX_LEVEL {
+            let base = first_of(gfn, level);
+            mappings.extend(self.pages.reverse.get(&(level, base)).into_iter().flatten());
+        }
+        mappings
+    }
+
+    /// Takes the right to write from all leaves that map the frame. Says whether one had it.
+    pub(super) fn write_protect(&mut self, gfn: Gfn) -> bool {
+        let mut any = false;
+        for at in self.mappings_of(gfn) {
+            any |= self.replace(at, leaf::write_protected);
+        }
+        self.needs_flush |= any;
+        any
+    }
+
+    /// Replaces a leaf by what `change` makes of it, which may be nothing else. Says whether it did. A CPU may set flags
+    /// in it at the same time.
+    pub(super) fn replace(&self, at: EntryLocation, change: impl Fn(u64) -> Option<u64>) -> bool {
+        let mut entry = self.load(at);
+        while let Some(new) = change(entry) {
+            match self.pool.space().compare_exchange(at, entry, new) {
+                Ok(()) => return true,
+                Err(other) => entry = other,
             }
         }
+        false
     }
 
     /// The page that `at` links to, if it does and that is the one with this key.
     pub(super) fn linked(&self, at: EntryLocation, gfn: Gfn, role: PageRole) -> Option<TableId> {
-        let target = link::target(self.layout, self.pool.space().load(at))?;
-        let child = self.pool.space().table_at(target)?;
-        let page = self.pages.pages.get(&child)?;
+        let child = self.target(at)?;
+        let page = self.page(child)?;
         (page.gfn == gfn && page.role == role).then_some(child)
+    }
+
+    /// A page with this key, without entries. `None` if all tables are in use.
+    ///
+    /// A guest table that gets its first shadow is write-protected; to be flushed before anything is read from it.
+    pub(super) fn create(&mut self, gfn: Gfn, role: PageRole, is_root: bool) -> Option<TableId> {
+        let table = self.pool.allocate(&mut self.pages.free)?;
+        self.pages.pages.insert(table, ShadowPage::new(gfn, role, is_root));
+        self.pages.by_key.insert((gfn, role), table);
+        if !role.is_direct() {
+            self.write_protect(gfn);
+        }
+        Some(table)
     }
 
     /// The table is used as one: writes to it were no sign of the contrary.
@@ -200,33 +280,48 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
     /// Links `child` from `at`.
     pub(super) fn link(&mut self, at: EntryLocation, child: TableId) {
         let entry = link::encode(self.layout, self.pool.space().address(child));
-        if self.pool.space().load(at) == entry {
+        if self.load(at) == entry {
             return;
         }
         self.drop_entry(at);
         self.pool.space().store(at, entry);
         if let Some(page) = self.pages.pages.get_mut(&child) {
             page.parents.push(at);
+            if page.unsync || page.unsync_children.any() {
+                self.mark_parent(at);
+            }
         }
     }
 
-    /// Maps `gfn` at `at`.
-    pub(super) fn set_leaf(&mut self, at: EntryLocation, gfn: Gfn, entry: u64) -> Set {
-        if self.pool.space().load(at) == entry {
+    /// Maps memory at `at`.
+    pub(super) fn set_leaf(&mut self, at: EntryLocation, new: NewLeaf) -> Set {
+        let NewLeaf {
+            gfn,
+            access,
+            level,
+            entry,
+        } = new;
+        if self.load(at) == entry {
             return Set::Same;
         }
         self.drop_entry(at);
         self.pool.space().store(at, entry);
-        self.pages.reverse.entry(gfn).or_default().push(at);
-        if let Some(page) = self.pages.pages.get_mut(&at.table) {
-            page.leaves.insert(at.index, gfn);
-        }
+        self.pages.reverse.entry((level, gfn)).or_default().push(at);
+        self.set_source(at, gfn, access);
         Set::Changed
+    }
+
+    /// Notes what the leaf was made from.
+    pub(super) fn set_source(&mut self, at: EntryLocation, gfn: Gfn, access: AccessMask) {
+        let page = self.pages.pages.get_mut(&at.table);
+        if let Some(source) = page.and_then(|page| page.sources.get_mut(usize::from(at.index))) {
+            *source = Source::new(gfn, access);
+        }
     }
 
     /// Puts an MMIO SPTE at `at`.
     pub(super) fn set_mmio(&mut self, at: EntryLocation, entry: u64) -> Set {
-        if self.pool.space().load(at) == entry {
+        if self.load(at) == entry {
             return Set::Same;
         }
         self.drop_entry(at);
@@ -236,131 +331,40 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
 
     /// Empties an entry and everything that is kept about it; the page it linked to stays. Says whether it held anything.
     pub(super) fn drop_entry(&mut self, at: EntryLocation) -> bool {
-        let entry = self.pool.space().load(at);
+        let entry = self.load(at);
         if entry == self.layout.empty() {
             return false;
         }
+        let child = self.target(at);
         self.pool.space().store(at, self.layout.empty());
         if !self.layout.is_mmu_present(entry) {
             // An MMIO SPTE: no TLB holds it.
             return true;
         }
         self.needs_flush = true;
-        let page = self.pages.pages.get_mut(&at.table);
-        if let Some(gfn) = page.and_then(|page| page.leaves.remove(&at.index)) {
-            if let Some(mappings) = self.pages.reverse.get_mut(&gfn) {
+        if let Some(child) = child {
+            if let Some(child) = self.pages.pages.get_mut(&child) {
+                child.parents.retain(|&parent| parent != at);
+            }
+        } else if let Some(page) = self.page(at.table) {
+            let key = (page.role.level(), page.leaf_gfn(at.index));
+            if let Some(mappings) = self.pages.reverse.get_mut(&key) {
                 mappings.retain(|&mapping| mapping != at);
                 if mappings.is_empty() {
-                    self.pages.reverse.remove(&gfn);
+                    self.pages.reverse.remove(&key);
                 }
             }
-        } else if let Some(child) = link::target(self.layout, entry)
-            && let Some(child) = self.pool.space().table_at(child)
-            && let Some(child) = self.pages.pages.get_mut(&child)
-        {
-            child.parents.retain(|&parent| parent != at);
         }
         true
     }
-
-    /// Unlinks and empties a page and takes it out of use.
-    pub(super) fn zap(&mut self, table: TableId) {
-        let Some(page) = self.pages.pages.get_mut(&table) else {
-            return;
-        };
-        self.observer.prepare_zap_page(page.gfn, page.role);
-        let parents = core::mem::take(&mut page.parents);
-        if page.is_root {
-            // A root is linked from vCPUs: this cuts it off, and so must come before the table is counted as recycled.
-            self.root_epoch.fetch_add(1, Ordering::Release);
-        }
-        self.pages.by_key.remove(&(page.gfn, page.role));
-        for parent in parents {
-            self.pool.space().store(parent, self.layout.empty());
-            self.needs_flush = true;
-        }
-        self.pool.about_to_recycle();
-        for at in entries(table) {
-            self.drop_entry(at);
-        }
-        self.pages.pages.remove(&table);
-        self.unused.push(table);
-    }
-
-    /// Removes all pages.
-    pub(super) fn zap_all(&mut self) {
-        let tables: Vec<TableId> = self.pages.pages.keys().copied().collect();
-        for table in tables {
-            self.zap(table);
-        }
-    }
-
-    /// Removes all mappings of the frames, and all shadows of guest tables in them.
-    pub(super) fn zap_range(&mut self, range: GfnRange) {
-        let frames = range.start()..=range.last();
-        let mappings: Vec<EntryLocation> = self
-            .pages
-            .reverse
-            .range(frames)
-            .flat_map(|(_, at)| at)
-            .copied()
-            .collect();
-        for at in mappings {
-            self.drop_entry(at);
-        }
-        let keys = (range.start(), PageRole::MIN)..=(range.last(), PageRole::MAX);
-        let tables: Vec<TableId> = self.pages.by_key.range(keys).map(|(_, &table)| table).collect();
-        for table in tables {
-            self.zap(table);
-        }
-    }
-
-    /// The guest changed bytes `offset..offset + bytes` of the frame: what was derived from them goes
-    /// (`kvm_mmu_track_write`).
-    pub(super) fn guest_wrote(&mut self, gfn: Gfn, offset: u16, bytes: u16) {
-        let tables: Vec<TableId> = self.shadows_of(gfn).collect();
-        for table in tables {
-            let Some(page) = self.pages.pages.get_mut(&table) else {
-                continue;
-            };
-            let role = page.role;
-            page.writes += 1;
-            let size = if role.has_4_byte_gpte() { 4 } else { 8 };
-            // A guest doesn't write parts of two page-table entries at once, or less than half of one
-            // (`detect_write_misaligned`): then it is no table any more.
-            let last = offset + bytes.max(1) - 1;
-            let misaligned = offset / size != last / size || bytes < 4;
-            // A single byte at the start of an entry sets or clears its flags (`andb` in `clear_bit`).
-            let misaligned = misaligned && !(bytes == 1 && offset.is_multiple_of(size));
-            if page.writes >= FLOOD || misaligned {
-                self.zap(table);
-                continue;
-            }
-            for index in shadow_indices(role, offset / size) {
-                self.drop_entry(EntryLocation { table, index });
-            }
-        }
-    }
 }
 
-/// Which entries of a page with this role shadow guest entry `entry` of the table (none, one or two).
-fn shadow_indices(role: PageRole, entry: u16) -> impl Iterator<Item = u16> {
-    // A four-byte PDE covers 4 MiB, ours 2 MiB.
-    let (first, count) = if role.has_4_byte_gpte() && role.level() == 2 {
-        (2 * entry, 2)
-    } else {
-        (entry, 1)
-    };
-    let quadrant = if role.has_4_byte_gpte() {
-        u16::from(role.quadrant())
-    } else {
-        0
-    };
-    (first..first + count)
-        .filter(move |index| index >> 9 == quadrant)
-        .map(|index| {
-            #[expect(clippy::cast_possible_truncation, reason = "nine bits")]
-            let index = (u64::from(index) & bits(0, 8)) as u16;
-            index
-        })
+/// Frames that a leaf of `level` maps.
+pub(super) fn frames_of(level: u8) -> u64 {
+    1 << (INDEX_BITS * (u32::from(level) - 1))
+}
+
+/// The first frame of those that a leaf of `level` maps together with `gfn`.
+pub(super) fn first_of(gfn: Gfn, level: u8) -> Gfn {
+    Gfn::from_masked(gfn.get() & !(frames_of(level) - 1))
 }

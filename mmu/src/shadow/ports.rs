@@ -21,12 +21,39 @@ pub struct FoundFrame {
     pub slot: FoundSlot,
     /// The address by which the walker of the shadow tables knows the page; a multiple of 4096.
     pub address: u64,
+    /// The level of the largest leaf that may map it: 1 for 4 KiB, 2 for 2 MiB, 3 for 1 GiB (if the walker knows such). All
+    /// frames that such a leaf maps, from a multiple of their number on, lie in the same slot and one after the other at
+    /// addresses from a multiple of the leaf's size on.
+    pub largest: u8,
+}
+
+impl FoundFrame {
+    /// A page of its own.
+    #[must_use]
+    pub const fn page(slot: FoundSlot, address: u64) -> Self {
+        Self {
+            slot,
+            address,
+            largest: 1,
+        }
+    }
+
+    /// The same within memory that leaves of up to this level may map.
+    #[must_use]
+    pub const fn with_largest(self, level: u8) -> Self {
+        Self { largest: level, ..self }
+    }
 }
 
 /// Who walks the shadow tables, and may remember what it found.
 pub trait TlbControl {
     /// Forgets everything, on all vCPUs, and returns when that has happened.
     fn flush_all(&mut self);
+
+    /// Forgets everything, on this vCPU.
+    fn flush_vcpu(&mut self) {
+        self.flush_all();
+    }
 
     /// Forgets one page, on this vCPU.
     fn flush_gva(&mut self, gva: Gva);

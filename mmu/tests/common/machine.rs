@@ -35,7 +35,7 @@ pub struct Ram {
 }
 
 impl Ram {
-    fn has(&self, gfn: u64) -> bool {
+    pub fn has(&self, gfn: u64) -> bool {
         gfn < self.pages && self.present.get() >> gfn & 1 == 1
     }
 
@@ -107,6 +107,7 @@ impl FrameSource for Frames {
                 invalid: false,
             },
             address: HOST_RAM + gfn.base().get(),
+            largest: 1,
         });
         (self.current(), found)
     }
@@ -204,7 +205,7 @@ impl Machine {
         }
         cpu.maxphyaddr = self.host.physical_bits;
         (cpu.page1gb, cpu.pse36, cpu.amd) = (false, false, true);
-        match self.mmu.root(vcpu, AddressSpaceId::Normal, &mut self.tlb) {
+        match self.mmu.root(vcpu, &*self.ram, AddressSpaceId::Normal, &mut self.tlb) {
             ShadowRoot::Long { address, levels } => {
                 assert_eq!(levels == 5, cpu.cr4 & LA57 != 0);
                 cpu.cr3 = address;
@@ -259,11 +260,18 @@ impl Machine {
         match hw_walk(&hw_cpu(regs), &*self.ram, gva, hw_access(access)) {
             HwOutcome::PageFault { code } => Seen::Fault(code),
             HwOutcome::GeneralProtection => Seen::NonCanonical,
-            HwOutcome::Access(page) if !self.ram.has(page.address >> 12) => Seen::Mmio(page.address),
-            HwOutcome::Access(page) if hw_access(access).write && self.ram.is_read_only(page.address >> 12) => {
-                Seen::ReadOnly(page.address)
-            }
-            HwOutcome::Access(page) => Seen::Ram(page.address),
+            HwOutcome::Access(page) => self.behind(page.address, access),
+        }
+    }
+
+    /// What an access to physical memory reaches.
+    pub fn behind(&self, gpa: u64, access: Access) -> Seen {
+        if !self.ram.has(gpa >> 12) {
+            Seen::Mmio(gpa)
+        } else if hw_access(access).write && self.ram.is_read_only(gpa >> 12) {
+            Seen::ReadOnly(gpa)
+        } else {
+            Seen::Ram(gpa)
         }
     }
 

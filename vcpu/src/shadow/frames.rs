@@ -18,10 +18,7 @@ impl FrameSource for SlotFrames<'_> {
 
     fn frame(&mut self, gfn: Gfn) -> (SlotSet, Option<FoundFrame>) {
         let (set, found) = self.0.search(gfn);
-        let frame = found.map(|slot| FoundFrame {
-            slot,
-            address: gfn.base().get(),
-        });
+        let frame = found.map(|slot| FoundFrame::page(slot, gfn.base().get()));
         (set, frame)
     }
 }

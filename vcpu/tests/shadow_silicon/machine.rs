@@ -176,7 +176,8 @@ impl Machine {
     }
 
     pub fn invlpg(&mut self, vcpu: &mut ShadowVcpu, gva: u64) {
-        self.mmu.invlpg(vcpu, &mut self.tlb, Gva::new(gva));
+        self.mmu
+            .invlpg(vcpu, &*self.ram.snapshot(), &mut self.tlb, Gva::new(gva));
     }
 
     pub fn zap_page(&mut self, page: u64) {
@@ -230,7 +231,8 @@ impl Machine {
         };
         let mut trail = Vec::new();
         for _ in 0..24 {
-            let root = self.mmu.root(vcpu, AddressSpaceId::Normal, &mut self.tlb);
+            let memory = self.ram.snapshot();
+            let root = self.mmu.root(vcpu, &*memory, AddressSpaceId::Normal, &mut self.tlb);
             let cr3 = self.cpu.enter_root(root).ok_or("a root that can't be walked")?;
             let user = Regs {
                 rip: begin,

@@ -1,0 +1,83 @@
+//! Shadow pages are taken out of use. KVM's `__kvm_mmu_prepare_zap_page`.
+
+use super::leaf;
+use super::pages::{Writer, first_of};
+use super::role::PageRole;
+use crate::observer::MmuObserver;
+use crate::pool::entries;
+use crate::sync::Ordering;
+use crate::tables::{EntryLocation, TableId, TableSpace};
+use alloc::vec::Vec;
+use umbra_memslots::GfnRange;
+
+impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
+    /// Unlinks and empties a page and takes it out of use, with all unsync pages below it: nobody would find them when
+    /// they are to be synchronised.
+    pub(super) fn zap(&mut self, table: TableId) {
+        let Some(page) = self.page(table) else { return };
+        let (gfn, role) = (page.gfn, page.role);
+        self.observer.prepare_zap_page(gfn, role);
+        if role.level() > 1 {
+            for child in self.unsync_below(table) {
+                self.zap(child);
+            }
+        }
+        self.take_out(table);
+    }
+
+    fn take_out(&mut self, table: TableId) {
+        let Some(page) = self.pages.pages.get_mut(&table) else {
+            return;
+        };
+        let (gfn, role, unsync) = (page.gfn, page.role, page.unsync);
+        let parents = core::mem::take(&mut page.parents);
+        if page.is_root {
+            // A root is linked from vCPUs: this cuts it off, and so must come before the table is counted as recycled.
+            self.root_epoch.fetch_add(1, Ordering::Release);
+        }
+        self.pages.by_key.remove(&(gfn, role));
+        for parent in parents {
+            self.pool.space().store(parent, self.layout.empty());
+            self.needs_flush = true;
+        }
+        self.pool.about_to_recycle();
+        for at in entries(table) {
+            self.drop_entry(at);
+        }
+        if unsync {
+            self.observer.sync_page(gfn, role);
+        }
+        self.pages.pages.remove(&table);
+        self.unused.push(table);
+    }
+
+    /// Removes all pages.
+    pub(super) fn zap_all(&mut self) {
+        let tables: Vec<TableId> = self.pages.pages.keys().copied().collect();
+        for table in tables {
+            self.zap(table);
+        }
+    }
+
+    /// Removes all mappings of the frames, and all shadows of guest tables in them.
+    pub(super) fn zap_range(&mut self, range: GfnRange) {
+        for at in self.mappings_in(range) {
+            self.drop_entry(at);
+        }
+        let keys = (range.start(), PageRole::MIN)..=(range.last(), PageRole::MAX);
+        let tables: Vec<TableId> = self.pages.by_key.range(keys).map(|(_, &table)| table).collect();
+        for table in tables {
+            self.zap(table);
+        }
+    }
+
+    /// All leaves that map any of the frames.
+    pub(super) fn mappings_in(&self, range: GfnRange) -> Vec<EntryLocation> {
+        let mut mappings = Vec::new();
+        for level in 1..=leaf::MAX_LEVEL {
+            let keys = (level, first_of(range.start(), level))..=(level, range.last());
+            mappings.extend(self.pages.reverse.range(keys).flat_map(|(_, at)| at));
+        }
+        mappings
+    }
+}
