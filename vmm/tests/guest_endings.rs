@@ -53,25 +53,17 @@ fn reset_with_no_reboot_ends_the_run() {
     if !kvm_usable() {
         return;
     }
-    let ended = run_image(&guests::reset(), &["--no-reboot"]);
-    assert_eq!(
-        (ended.status, ended.stdout.as_str()),
-        (Some(RESET_REFUSED), "up\n"),
-        "{ended:?}"
-    );
-}
-
-#[test]
-fn jump_to_the_bios_resets() {
-    if !kvm_usable() {
-        return;
+    for (how, image) in [
+        ("keyboard controller", guests::reset()),
+        ("jump to the BIOS", guests::bios_reset()),
+    ] {
+        let ended = run_image(&image, &["--no-reboot"]);
+        assert_eq!(
+            (ended.status, ended.stdout.as_str()),
+            (Some(RESET_REFUSED), "up\n"),
+            "{how}: {ended:?}"
+        );
     }
-    let ended = run_image(&guests::bios_reset(), &["--no-reboot"]);
-    assert_eq!(
-        (ended.status, ended.stdout.as_str()),
-        (Some(RESET_REFUSED), "up\n"),
-        "{ended:?}"
-    );
 }
 
 #[test]

@@ -80,6 +80,19 @@ pub struct Guest {
     pub ram: Arc<TestRam>,
 }
 
+/// The vCPU with these system registers and all others as small as they may be, about to execute at [`CODE`].
+fn start_at_code(mut vcpu: KvmVcpu, system: &SystemRegs) -> KvmVcpu {
+    vcpu.set_system_regs(system).unwrap();
+    vcpu.set_regs(&Regs {
+        rip: CODE,
+        rsp: CODE,
+        rflags: 2,
+        ..Regs::default()
+    })
+    .unwrap();
+    vcpu
+}
+
 impl Guest {
     pub fn new(irqchip: Irqchip, vcpus: u32) -> Option<Self> {
         Some(Self::with(
@@ -121,15 +134,7 @@ impl Guest {
             segment.base = 0;
             segment.selector = 0;
         }
-        vcpu.set_system_regs(&system).unwrap();
-        vcpu.set_regs(&Regs {
-            rip: CODE,
-            rsp: CODE,
-            rflags: 2,
-            ..Regs::default()
-        })
-        .unwrap();
-        vcpu
+        start_at_code(vcpu, &system)
     }
 
     /// A vCPU about to run `code` at [`CODE`] in long mode at CPL 0, with the first GiB mapped to itself.
@@ -142,15 +147,7 @@ impl Guest {
         let mut vcpu = self.vm.create_vcpu(id).unwrap();
         let mut system = vcpu.system_regs().unwrap();
         self.enter_long_mode(&mut system);
-        vcpu.set_system_regs(&system).unwrap();
-        vcpu.set_regs(&Regs {
-            rip: CODE,
-            rsp: CODE,
-            rflags: 2,
-            ..Regs::default()
-        })
-        .unwrap();
-        vcpu
+        start_at_code(vcpu, &system)
     }
 
     /// Assembles code to a place in RAM.
