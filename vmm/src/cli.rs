@@ -124,7 +124,7 @@ pub struct RunArgs {
 /// Flags of the built-in guest: those of `vmm run` that make sense without a kernel.
 #[derive(Args, Debug)]
 pub struct BuiltinArgs {
-    /// What executes the guest: auto or kvm [default: auto]
+    /// What executes the guest: kvm, soft (a CPU in software), or auto: kvm if it is usable, else soft [default: auto]
     #[arg(long, value_name = "NAME")]
     backend: Option<BackendChoice>,
     /// KVM device [default: /dev/kvm]

@@ -1,7 +1,7 @@
 //! A machine: everything wired together, started, watched and taken apart again. The only module that names concrete
 //! types of all crates.
 //!
-//! Read in this order: [`ram`], [`board`] and [`effects`] (the parts), [`ending`] (how it can end), [`watch`] and
+//! Read in this order: [`engine`], [`ram`], [`board`] and [`effects`] (the parts), [`ending`] (how it can end), [`watch`] and
 //! [`console_input`] (what the main thread does meanwhile), then here.
 //!
 //! A reset is a real one: the machine is dropped and another one built in its place, so that nothing of the old state can
@@ -11,13 +11,14 @@ pub mod board;
 pub mod console_input;
 pub mod effects;
 pub mod ending;
+pub mod engine;
 pub mod ram;
 pub mod watch;
 
 use crate::acpi;
 use crate::app::explain;
 use crate::boot::{BootError, BootState};
-use crate::config::{IrqchipChoice, MachineConfig};
+use crate::config::MachineConfig;
 use crate::exit_status::ExitStatus;
 use crate::layout::{LayoutError, MemoryLayout};
 use crate::report::RunReport;
@@ -27,23 +28,23 @@ use crate::terminal::raw::RawTerminal;
 use board::{Board, BoardError};
 use effects::Layout;
 use ending::{Ending, EndingBox};
+use engine::{Engine, Host};
 use ram::RamError;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use umbra_devices::bus::EventHandle;
-use umbra_devices::irq::IrqSink;
 use umbra_memslots::ram::GuestRam;
 use umbra_memslots::{Memslots, SlotTable};
 use umbra_mmu::direct::{DirectMmu, DirectOptions, SlotFollower};
 use umbra_mmu::shadow::{CpuidResult, EntryFormat, HostParams, SpteLayout};
-use umbra_vcpu::backend::{BackendError, VcpuBackend};
+use umbra_vcpu::backend::BackendError;
 use umbra_vcpu::control::FinalState;
-use umbra_vcpu::fallback::Fallback;
 use umbra_vcpu::handle::{ExitHandler, GuestEnd};
-use umbra_vcpu::kvm::{Irqchip, KvmError, KvmHost, KvmVcpu, KvmVm, VmOptions};
+use umbra_vcpu::kvm::KvmError;
 use umbra_vcpu::run_loop::{VcpuEnd, VcpuThreads};
+use umbra_vcpu::soft::SoftError;
 use umbra_vcpu::stats::VcpuStats;
 use watch::{Sources, Watched};
 
@@ -70,6 +71,15 @@ pub enum MachineError {
     /// KVM refused.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// The software CPU can't be set up.
+    #[error("cannot set up the software CPU: {0}")]
+    Soft(#[from] SoftError),
+    /// More vCPUs than the software CPU has.
+    #[error("{cpus} CPUs: the software CPU is one so far (`--cpus 1`)")]
+    SoftCpus {
+        /// What was asked for.
+        cpus: u32,
+    },
     /// A vCPU can't be set up.
     #[error("cannot set up a vCPU: {0}")]
     Vcpu(#[from] BackendError),
@@ -93,7 +103,7 @@ impl MachineError {
     /// Whose mistake it is, as an exit status.
     pub fn status(&self) -> ExitStatus {
         match self {
-            Self::Layout(_) | Self::Boot(_) => ExitStatus::Usage,
+            Self::Layout(_) | Self::Boot(_) | Self::SoftCpus { .. } => ExitStatus::Usage,
             _ => ExitStatus::Host,
         }
     }
@@ -110,6 +120,7 @@ pub struct Machine {
     vcpu_ended: EventHandle,
     started: Instant,
     cpus: u32,
+    backend: &'static str,
     paused: bool,
     show: Box<dyn Fn(&RunReport)>,
 }
@@ -132,7 +143,7 @@ impl Machine {
     /// # Errors
     /// [`MachineError`].
     pub fn start(
-        host: &KvmHost,
+        host: &Host,
         config: &MachineConfig,
         purpose: &Purpose<'_>,
         show: impl Fn(&RunReport) + 'static,
@@ -141,23 +152,12 @@ impl Machine {
             what: "no file descriptor for an event",
             source,
         };
-        let layout = MemoryLayout::plan(config.memory.bytes(), physical_bits())?;
-        let irqchip = match config.irqchip {
-            IrqchipChoice::Kernel => Irqchip::Kernel,
-            IrqchipChoice::Split => Irqchip::Split { pins: IOAPIC_PINS },
-        };
-        let vm = KvmVm::new(
-            host,
-            VmOptions {
-                vcpus: config.cpus,
-                irqchip,
-                ..VmOptions::default()
-            },
-        )?;
+        let layout = MemoryLayout::plan(config.memory.bytes(), host.physical_bits())?;
+        let engine = Engine::new(host, config)?;
         let mmu = Arc::new(direct_mmu(config.mmio_cache).map_err(MachineError::Mmu)?);
-        let mut slots = SlotTable::new(vm.slot_limits());
+        let mut slots = SlotTable::new(engine.slot_limits());
         slots.add_observer(Box::new(SlotFollower::new(Arc::clone(&mmu))));
-        slots.add_observer(Box::new(vm.slot_mirror()));
+        slots.add_observer(engine.slot_observer());
         let ram = GuestRam::from_table(slots);
         ram::map(&ram, &layout, &config.memory_backing)?;
 
@@ -176,31 +176,27 @@ impl Machine {
             let endings = Arc::clone(&endings);
             move || endings.put(Ending::OutputClosed)
         });
-        // Without an I/O APIC of ours, a split machine has nowhere to send a line's interrupt.
-        let sink = (irqchip == Irqchip::Kernel).then(|| Arc::new(vm.irq_sink()) as Arc<dyn IrqSink>);
-        let board = Board::new(&layout, console, sink)?;
+        let board = Board::new(&layout, console, engine.irq_sink())?;
         if purpose.test_devices {
             board.add_test_devices()?;
         }
 
         let mut vcpus = Vec::with_capacity(config.cpus as usize);
         for id in 0..config.cpus {
-            let mut vcpu: KvmVcpu = vm.create_vcpu(id)?;
-            if id == 0 {
-                vcpu.set_system_regs(&boot.system)?;
-                vcpu.set_regs(&boot.regs)?;
-            }
+            let (vcpu, counts) = engine.vcpu(id, ram.reader(), |vcpu| {
+                if id == 0 {
+                    vcpu.set_system_regs(&boot.system)?;
+                    vcpu.set_regs(&boot.regs)?;
+                }
+                Ok(())
+            })?;
             let mut handler = ExitHandler::new(Arc::clone(&mmu), ram.reader(), &board.mmio, &board.ports);
             if purpose.timed {
                 handler = handler.timed();
             }
-            let vcpu: Box<dyn VcpuBackend> = if config.fallback {
-                let vcpu = Fallback::new(vcpu, ram.reader());
-                handler = handler.with_fallback(vcpu.counts());
-                Box::new(vcpu)
-            } else {
-                Box::new(vcpu)
-            };
+            if let Some(counts) = counts {
+                handler = handler.with_fallback(counts);
+            }
             vcpus.push((vcpu, handler));
         }
         let vcpu_ended = EventHandle::new().map_err(descriptor)?;
@@ -225,6 +221,7 @@ impl Machine {
             vcpu_ended,
             started,
             cpus: config.cpus,
+            backend: engine.backend(),
             paused: false,
             show: Box::new(show),
         })
@@ -273,7 +270,7 @@ impl Machine {
             ram: self.ram,
             mmu: self.mmu,
             mid_line: self.gate.is_mid_line(),
-            report: report(self.cpus, wall, &per_vcpu),
+            report: report(self.backend, self.cpus, wall, &per_vcpu),
             vcpus: (0..self.cpus).map(|vcpu| control.take_state(vcpu)).collect(),
         }
     }
@@ -307,7 +304,7 @@ impl Watched for Machine {
     fn show_stats(&mut self) {
         let control = self.vcpus.control();
         let per_vcpu = control.stats(PATIENCE).unwrap_or_else(|_| control.last_stats());
-        (self.show)(&report(self.cpus, self.started.elapsed(), &per_vcpu));
+        (self.show)(&report(self.backend, self.cpus, self.started.elapsed(), &per_vcpu));
     }
 
     fn toggle_pause(&mut self) -> bool {
@@ -344,13 +341,13 @@ fn ending_of(end: VcpuEnd) -> Ending {
     }
 }
 
-fn report(cpus: u32, wall: Duration, per_vcpu: &[VcpuStats]) -> RunReport {
+fn report(backend: &'static str, cpus: u32, wall: Duration, per_vcpu: &[VcpuStats]) -> RunReport {
     let mut stats = VcpuStats::default();
     for vcpu in per_vcpu {
         stats.add(vcpu);
     }
     RunReport {
-        backend: "kvm",
+        backend,
         vcpus: cpus,
         wall,
         resets: 0,

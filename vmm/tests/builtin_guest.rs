@@ -61,3 +61,25 @@ fn without_the_cache_everything_is_searched() {
     assert!(stats["mmio"]["searches"].as_u64().unwrap() > 24_000, "{stats}");
     assert!(ended.stdout.contains("--no-mmio-cache"), "{}", ended.stdout);
 }
+
+#[test]
+fn software_cpu_runs_the_builtin_guest() {
+    let ended = run(&mut vmm(&["--backend", "soft", "--stats=json"]));
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    for part in ["the built-in guest on the software CPU", "5 133 primes", "an MMIO SPTE"] {
+        assert!(ended.stdout.contains(part), "{part}: {}", ended.stdout);
+    }
+    assert!(!ended.stdout.contains('✗'), "{}", ended.stdout);
+    let stats: serde_json::Value = serde_json::from_str(ended.stderr.trim()).unwrap();
+    assert_eq!(stats["backend"], "soft");
+}
+
+#[test]
+fn without_kvm_the_software_cpu_takes_over_and_says_why() {
+    let ended = run(&mut vmm(&["--kvm-device", "/nonexistent/kvm"]));
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+    for part in ["software CPU", "/nonexistent/kvm does not exist"] {
+        assert!(ended.stderr.contains(part), "{part}: {ended:?}");
+    }
+}

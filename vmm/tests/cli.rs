@@ -68,8 +68,8 @@ fn bad_log_filter_is_refused() {
 fn missing_kvm_says_so_in_one_line() {
     let kernel = env!("CARGO_BIN_EXE_vmm");
     for args in [
-        &["--kvm-device", "/nonexistent/kvm"][..],
-        &["run", kernel, "--kvm-device", "/nonexistent/kvm"],
+        &["--backend", "kvm", "--kvm-device", "/nonexistent/kvm"][..],
+        &["run", kernel, "--backend", "kvm", "--kvm-device", "/nonexistent/kvm"],
     ] {
         let ended = run(&mut vmm(args));
         assert_refused(&ended, HOST, &["/nonexistent/kvm does not exist"]);
@@ -78,7 +78,24 @@ fn missing_kvm_says_so_in_one_line() {
 
 #[test]
 fn device_that_is_not_kvm_says_so() {
-    assert_refused(&run(&mut vmm(&["--kvm-device", "/dev/null"])), HOST, &["/dev/null"]);
+    assert_refused(
+        &run(&mut vmm(&["--backend", "kvm", "--kvm-device", "/dev/null"])),
+        HOST,
+        &["/dev/null"],
+    );
+}
+
+#[test]
+fn software_cpu_is_one() {
+    let ended = run(&mut vmm(&[
+        "run",
+        env!("CARGO_BIN_EXE_vmm"),
+        "--backend",
+        "soft",
+        "-c",
+        "2",
+    ]));
+    assert_refused(&ended, USAGE, &["2 CPUs", "software CPU is one"]);
 }
 
 #[test]
@@ -100,7 +117,7 @@ fn no_permission_names_the_group() {
     std::fs::copy(env!("CARGO_BIN_EXE_vmm"), &copy).unwrap();
     let mut command = std::process::Command::new(&copy);
     command
-        .args(["--kvm-device", device.to_str().unwrap()])
+        .args(["--backend", "kvm", "--kvm-device", device.to_str().unwrap()])
         .uid(65_534)
         .gid(65_534);
     command

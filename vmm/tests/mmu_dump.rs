@@ -43,6 +43,20 @@ fn builtin_guest_is_dumped_with_its_mmio_marked_and_drawn() {
 }
 
 #[test]
+fn software_cpu_is_dumped_with_the_tables_it_walks() {
+    let ended = dump(&["--backend", "soft"]);
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    let text = &ended.stdout;
+    for part in [
+        "the tables that the CPU walks",
+        "0x300000 7 × 4K → 0x300000 xw-",
+        "0xd0000000 MMIO gfn 0xd0000 ",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
 fn guest_that_never_ends_is_stopped_after_its_time() {
     if !kvm_usable() {
         return;
@@ -93,7 +107,7 @@ fn mistakes_are_told_before_a_guest_runs() {
     );
     assert_refused(&dump(&["/nonexistent/kernel"]), USAGE, &["/nonexistent/kernel"]);
     assert_refused(
-        &dump(&["--kvm-device", "/nonexistent/kvm"]),
+        &dump(&["--backend", "kvm", "--kvm-device", "/nonexistent/kvm"]),
         HOST,
         &["/nonexistent/kvm"],
     );

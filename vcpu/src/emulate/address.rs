@@ -99,6 +99,7 @@ impl<E: Memory + Platform> Cpu<E> {
             kind,
             user: self.state.cpl() == 3,
             implicit: false,
+            alignment_flag: self.state.flag(flags::AC),
         }
     }
 
@@ -109,6 +110,7 @@ impl<E: Memory + Platform> Cpu<E> {
             kind,
             user: false,
             implicit: true,
+            alignment_flag: false,
         }
     }
 

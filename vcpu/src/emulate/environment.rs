@@ -85,6 +85,8 @@ pub struct Access {
     pub user: bool,
     /// Made by the CPU itself to a system structure: EFLAGS.AC does not let it through SMAP.
     pub implicit: bool,
+    /// EFLAGS.AC is set: an explicit access with supervisor rights passes SMAP.
+    pub alignment_flag: bool,
 }
 
 /// Linear memory. A method either does all it was asked or nothing, whatever pages its bytes lie in.
@@ -121,9 +123,11 @@ pub enum Translation {
     InvalidateAddress(Gva),
     /// Everything, also global pages.
     InvalidateAll,
-    /// Control registers, EFER, CPL or EFLAGS.AC changed; look at the state again. Entries that the architecture
-    /// drops with them (a CR3 load without bit 63, for example) are stale.
+    /// CR0, CR3, CR4 or EFER was written; look at the state again. Entries that the architecture drops with it (a CR3
+    /// load without bit 63, for example) are stale, also if the value is the same as before.
     ControlsChanged,
+    /// CPL or EFLAGS.AC changed. Each [`Access`] says so itself; what is kept by privilege may have to be looked up anew.
+    PrivilegeChanged,
 }
 
 /// The rest of the world: ports, MSRs, CPUID, time, the TLB.

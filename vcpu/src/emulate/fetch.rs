@@ -1,10 +1,11 @@
 //! Fetching and decoding the instruction at CS:RIP.
 
-use super::Cpu;
-use super::environment::{AccessKind, Memory, Platform, Stop};
+use super::environment::{Access, AccessKind, Memory, Platform, Stop};
 use super::exception::Exception;
 use super::state::CodeSize;
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Register};
+use super::{Cpu, Decoded};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Register};
+use umbra_memslots::Gva;
 
 /// The longest instruction.
 const MAX: usize = 15;
@@ -40,6 +41,42 @@ impl<E: Memory + Platform> Cpu<E> {
                 // All 15 bytes were looked at and they are no instruction yet.
                 DecoderError::InvalidInstruction if insn.len() >= MAX => return Err(Exception::gp(0).into()),
                 _ => return Ok(insn),
+            }
+        }
+    }
+}
+
+impl<E: Memory + Platform> Cpu<E> {
+    /// The linear address of CS:RIP.
+    ///
+    /// # Errors
+    /// #GP if it lies beyond the segment's limit or is not canonical.
+    #[inline]
+    pub fn code_address(&self) -> Result<Gva, Stop> {
+        self.linear(Register::CS, self.state.rip, 1, AccessKind::Fetch)
+    }
+
+    /// How the paging unit sees a fetch at the present privilege level.
+    #[inline]
+    pub fn fetch_access(&self) -> Access {
+        self.access(AccessKind::Fetch)
+    }
+
+    /// Decodes instructions from CS:RIP on, up to the first that may not go on to the next, and gives them to `take`
+    /// with the number of bytes so far. `bytes` is what lies at CS:RIP; an instruction that doesn't end within it is not
+    /// given. Stops also when `take` says so.
+    pub fn decode_run(&self, bytes: &[u8], mut take: impl FnMut(Decoded<E>, usize) -> bool) {
+        let size = self.state.code_size();
+        let mut done = 0;
+        while done < bytes.len() {
+            let (insn, error) = decode(size, self.state.rip.wrapping_add(done as u64), &bytes[done..]);
+            if error == DecoderError::NoMoreBytes || (insn.is_invalid() && insn.len() >= MAX) {
+                return;
+            }
+            let last = insn.flow_control() != FlowControl::Next;
+            done += insn.len();
+            if !take(Decoded::new(insn), done) || last {
+                return;
             }
         }
     }

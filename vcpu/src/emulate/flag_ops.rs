@@ -41,7 +41,7 @@ impl<E: Memory + Platform> Cpu<E> {
         }
         self.state
             .set_flags(AC, flags::when(insn.mnemonic() == Mnemonic::Stac, AC));
-        self.env.translation(Translation::ControlsChanged, &self.state);
+        self.env.translation(Translation::PrivilegeChanged, &self.state);
         Ok(Flow::Next)
     }
 

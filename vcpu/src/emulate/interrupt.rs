@@ -101,7 +101,7 @@ impl<E: Memory + Platform> Cpu<E> {
         match flow {
             Ok(Flow::Jump(target)) => {
                 self.state.rip = target;
-                self.env.translation(Translation::ControlsChanged, &self.state);
+                self.env.translation(Translation::PrivilegeChanged, &self.state);
                 Ok(Flow::Done)
             }
             // Errors while something from outside is delivered say so in bit 0.

@@ -33,7 +33,7 @@ impl<E: Memory + Platform> Cpu<E> {
         })?;
         let Flow::Jump(target) = flow else { return Ok(flow) };
         self.state.rip = target;
-        self.env.translation(Translation::ControlsChanged, &self.state);
+        self.env.translation(Translation::PrivilegeChanged, &self.state);
         Ok(Flow::Done)
     }
 

@@ -84,6 +84,20 @@ pub enum Step {
     TripleFault,
 }
 
+/// An instruction together with what executes it.
+pub struct Decoded<E> {
+    insn: Instruction,
+    handler: Option<dispatch::Handler<E>>,
+}
+
+impl<E: Memory + Platform> Decoded<E> {
+    /// Finds what executes `insn`.
+    pub fn new(insn: Instruction) -> Self {
+        let handler = dispatch::handler(&insn);
+        Self { insn, handler }
+    }
+}
+
 /// What a handler says about RIP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Flow {
@@ -117,7 +131,14 @@ impl<E: Memory + Platform> Cpu<E> {
 
     /// Executes a decoded instruction that lies at CS:RIP.
     pub fn execute(&mut self, insn: &Instruction) -> Step {
-        let Some(handler) = dispatch::handler::<E>(insn) else {
+        self.execute_decoded(&Decoded::new(*insn))
+    }
+
+    /// As [`Cpu::execute`], for instructions that are executed more than once.
+    #[inline]
+    pub fn execute_decoded(&mut self, decoded: &Decoded<E>) -> Step {
+        let insn = &decoded.insn;
+        let Some(handler) = decoded.handler else {
             return if insn.is_invalid() {
                 Step::Fault(Exception::UD)
             } else {

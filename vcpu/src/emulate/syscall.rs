@@ -27,7 +27,7 @@ impl<E: Memory + Platform> Cpu<E> {
         self.state.sys.ss = flat_data(selector.wrapping_add(8), 0);
         self.state.rflags = self.state.rflags & !(msrs.sfmask | RF) | FIXED;
         self.state.rip = target;
-        self.env.translation(Translation::ControlsChanged, &self.state);
+        self.env.translation(Translation::PrivilegeChanged, &self.state);
         Ok(Flow::Done)
     }
 
@@ -52,7 +52,7 @@ impl<E: Memory + Platform> Cpu<E> {
         self.state.sys.ss = flat_data(base.wrapping_add(8) | 3, 3);
         self.state.rflags = self.state.gpr[11] & 0x003c_7fd7 & !(RF | VM) | FIXED;
         self.state.rip = if long { target } else { target & 0xffff_ffff };
-        self.env.translation(Translation::ControlsChanged, &self.state);
+        self.env.translation(Translation::PrivilegeChanged, &self.state);
         Ok(Flow::Done)
     }
 
@@ -69,7 +69,7 @@ impl<E: Memory + Platform> Cpu<E> {
         self.state.sys.ss = flat_data(selector.wrapping_add(8), 0);
         self.state.gpr[RSP] = width.cut(msrs.sysenter_esp);
         self.state.rip = width.cut(msrs.sysenter_eip);
-        self.env.translation(Translation::ControlsChanged, &self.state);
+        self.env.translation(Translation::PrivilegeChanged, &self.state);
         Ok(Flow::Done)
     }
 
@@ -90,7 +90,7 @@ impl<E: Memory + Platform> Cpu<E> {
         self.state.sys.ss = flat_data(code.wrapping_add(8) | 3, 3);
         self.state.gpr[RSP] = width.cut(stack);
         self.state.rip = width.cut(target);
-        self.env.translation(Translation::ControlsChanged, &self.state);
+        self.env.translation(Translation::PrivilegeChanged, &self.state);
         Ok(Flow::Done)
     }
 

@@ -306,7 +306,9 @@ impl<B: EmulationHost> Platform for Guest<'_, B> {
     fn translation(&mut self, change: Translation, state: &CpuState) {
         match change {
             Translation::InvalidateAddress(_) | Translation::InvalidateAll => self.flush = true,
-            Translation::ControlsChanged => self.paging = paging(state, self.cpu, self.slots),
+            Translation::ControlsChanged | Translation::PrivilegeChanged => {
+                self.paging = paging(state, self.cpu, self.slots);
+            }
         }
     }
 

@@ -8,7 +8,7 @@
 mod guest;
 pub mod host;
 mod parts;
-mod replay;
+pub(crate) mod replay;
 
 pub use host::EmulationHost;
 pub use parts::Parts;

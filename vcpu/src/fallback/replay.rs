@@ -5,7 +5,7 @@ use crate::emulate::Request;
 
 /// The answers that the present instruction has got so far, in order.
 #[derive(Debug, Default)]
-pub(super) struct Replay {
+pub(crate) struct Replay {
     answers: Vec<(Request, Option<u64>)>,
     next: usize,
 }

@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use super::failure::Failure;
-use super::run::{conclude, give_back, print_stats, raw_terminal, show_stats, signals, start_logging};
+use super::run::{choose, conclude, give_back, print_stats, raw_terminal, show_stats, signals, start_logging};
 use crate::boot::{self, BootError, BootRequest, BootState, Image, KernelProblem};
 use crate::builtin::plan::{self, Answers};
 use crate::builtin::summary::Summary;
@@ -18,7 +18,6 @@ use crate::style::Style;
 use std::cell::Cell;
 use std::io::{self, Cursor, IsTerminal, Write};
 use umbra_memslots::{Gpa, GuestMemory, Memslots};
-use umbra_vcpu::kvm::{KvmHost, KvmKind};
 
 /// What the guest's image is called in messages.
 const NAME: &str = "the built-in guest";
@@ -26,7 +25,7 @@ const NAME: &str = "the built-in guest";
 pub(super) fn run(args: BuiltinArgs) -> Result<Outcome, Failure> {
     let config = machine_config(&args.into_settings())?;
     start_logging(&config)?;
-    let host = KvmHost::open_at(&config.kvm_device)?;
+    let host = choose(&config)?;
     let signals = signals()?;
     let image = program::assemble()?;
     let generation = Cell::new(0);
@@ -57,7 +56,7 @@ pub(super) fn run(args: BuiltinArgs) -> Result<Outcome, Failure> {
     // Memory that can't be read gives answers that are wrong.
     let _ = stopped.ram.read(Gpa::new(plan::ANSWERS.into()), &mut bytes);
     let summary = Summary {
-        backend: backend_name(host.caps().kind),
+        backend: host.name(),
         report: &stopped.report,
         ns_each: measure::ns_each(&stopped.mmu, stopped.ram.reader()),
         answers: Answers::from_bytes(bytes),
@@ -98,13 +97,4 @@ pub(super) fn load_image(image: &[u8], memory: &Memslots, layout: &MemoryLayout)
         boot_compressed: false,
     };
     boot::load(memory, request)
-}
-
-fn backend_name(kind: KvmKind) -> &'static str {
-    match kind {
-        KvmKind::Vmx => "KVM (Intel VMX)",
-        KvmKind::Svm => "KVM (AMD SVM)",
-        KvmKind::Pagetable => "KVM (pagetable-VM: kernel mode is emulated)",
-        KvmKind::Unknown => "KVM",
-    }
 }

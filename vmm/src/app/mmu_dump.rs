@@ -4,7 +4,7 @@ use super::Outcome;
 use super::builtin;
 use super::failure::Failure;
 use super::run::{
-    check_files, conclude, give_back, load, print_stats, raw_terminal, show_stats, signals, start_logging,
+    check_files, choose, conclude, give_back, load, print_stats, raw_terminal, show_stats, signals, start_logging,
 };
 use crate::acpi::Platform;
 use crate::boot::{BootError, BootState};
@@ -22,7 +22,6 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use umbra_memslots::Memslots;
-use umbra_vcpu::kvm::KvmHost;
 
 /// Which guest.
 enum Guest {
@@ -70,7 +69,7 @@ pub(super) fn run(args: DumpArgs) -> Result<Outcome, Failure> {
     start_logging(config)?;
     // Before the guest runs: a mistyped path shouldn't cost what was to be seen.
     let drawing = args.svg.as_deref().map(Drawing::create).transpose()?;
-    let host = KvmHost::open_at(&config.kvm_device)?;
+    let host = choose(config)?;
     let signals = signals()?;
     let load = |memory: &_, layout: &_, platform: &_| guest.load(memory, layout, platform);
     let purpose = Purpose {

@@ -10,6 +10,7 @@ use crate::exit_status::ExitStatus;
 use crate::layout::MemoryLayout;
 use crate::logging;
 use crate::machine::ending::Ending;
+use crate::machine::engine::Host;
 use crate::machine::{Machine, Purpose, Stopped};
 use crate::report::{RunReport, text};
 use crate::signals::Signals;
@@ -17,7 +18,6 @@ use crate::style::Style;
 use crate::terminal::{raw::RawTerminal, say};
 use std::io::{self, IsTerminal};
 use umbra_memslots::Memslots;
-use umbra_vcpu::kvm::KvmHost;
 
 pub(super) fn run(args: RunArgs) -> Result<Outcome, Failure> {
     let file = match &args.config {
@@ -27,7 +27,7 @@ pub(super) fn run(args: RunArgs) -> Result<Outcome, Failure> {
     let config = RunConfig::new(args.settings, file)?;
     start_logging(&config.machine)?;
     check_files(&config)?;
-    let host = KvmHost::open_at(&config.machine.kvm_device)?;
+    let host = choose(&config.machine)?;
     let signals = signals()?;
     let mut total: Option<RunReport> = None;
     loop {
@@ -47,7 +47,7 @@ pub(super) fn run(args: RunArgs) -> Result<Outcome, Failure> {
 }
 
 /// From power-on to power-off or reset.
-fn one_life(config: &RunConfig, host: &KvmHost, signals: &Signals) -> Result<(Ending, RunReport), Failure> {
+fn one_life(config: &RunConfig, host: &Host, signals: &Signals) -> Result<(Ending, RunReport), Failure> {
     let load = |memory: &_, layout: &_, platform: &_| load(config, memory, layout, platform);
     let purpose = Purpose {
         load: &load,
@@ -89,6 +89,15 @@ pub(super) fn check_files(config: &RunConfig) -> Result<(), BootError> {
     boot::open_kernel(&config.kernel)?;
     config.initrd.as_deref().map(boot::open_initrd).transpose()?;
     Ok(())
+}
+
+/// What executes the guest; says so if it isn't KVM and nobody asked for that.
+pub(super) fn choose(config: &MachineConfig) -> Result<Host, Failure> {
+    let host = Host::choose(config)?;
+    if let Some(notice) = host.notice() {
+        say(format_args!("vmm: {notice}\n"));
+    }
+    Ok(host)
 }
 
 /// The terminal, raw. That it can't be had is no reason not to run.

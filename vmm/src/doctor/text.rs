@@ -20,6 +20,7 @@ pub fn render(facts: &Facts, style: Style) -> String {
             row("Limits", &limits(kvm));
         }
     }
+    row("Software CPU", &style.dim(SOFTWARE_CPU));
     row("Host", &host(facts));
     row("CPU features", &features(facts, style));
     if let Some((value, means)) = mmio_caching(facts) {
@@ -40,6 +41,10 @@ pub fn render(facts: &Facts, style: Style) -> String {
     }
     out
 }
+
+/// There is nothing to look for: it is part of the program.
+const SOFTWARE_CPU: &str = "always there (--backend soft): one CPU without interrupts or floating point, enough for the \
+                            built-in guest and small test kernels";
 
 fn verdict(kvm: &Usable, style: Style) -> String {
     let name = match kvm.kind {

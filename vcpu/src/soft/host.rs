@@ -1,0 +1,214 @@
+//! [`Place`]: bytes of guest RAM at a host address, and the few things that are done with them.
+//!
+//! Other threads change the memory at any time, so accesses are atomic (aligned ones, with the order that x86 promises)
+//! or volatile, values are copied, and no reference into the memory is ever made.
+
+use std::marker::PhantomData;
+use std::ptr;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use umbra_memslots::{Gfn, Memslots, PAGE_SIZE};
+
+/// Serialises the locked accesses that the host can't do in one piece: 16 bytes, or unaligned ones.
+static WIDE_LOCK: Mutex<()> = Mutex::new(());
+
+/// A page of guest RAM, mapped for as long as `'a`.
+#[derive(Clone, Copy)]
+pub(super) struct Page<'a> {
+    start: *mut u8,
+    slots: PhantomData<&'a Memslots>,
+}
+
+/// Bytes of one page.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    start: *mut u8,
+    length: usize,
+    slots: PhantomData<&'a Memslots>,
+}
+
+impl<'a> Page<'a> {
+    /// The page of a frame, if it has a slot that is backed by memory of this process and is not being removed.
+    pub fn find(slots: &'a Memslots, gfn: Gfn) -> Option<Self> {
+        let slot = slots.find_visible(gfn)?;
+        slot.backing()?;
+        let address = usize::try_from(slot.hva_of(gfn)?.get()).ok()?;
+        Some(Self {
+            start: ptr::with_exposed_provenance_mut(address),
+            slots: PhantomData,
+        })
+    }
+
+    /// The address, to be remembered.
+    pub fn start(self) -> *mut u8 {
+        self.start
+    }
+
+    /// The page of an address that [`Page::start`] gave.
+    ///
+    /// # Safety
+    /// The snapshot in which the page was found must still be alive during `'a`.
+    #[inline]
+    pub unsafe fn again(start: *mut u8) -> Self {
+        Self {
+            start,
+            slots: PhantomData,
+        }
+    }
+
+    /// `length` bytes from `offset` on, if they end in this page.
+    #[inline]
+    pub fn at(self, offset: u64, length: usize) -> Option<Place<'a>> {
+        let fits = length as u64 <= PAGE_SIZE && offset <= PAGE_SIZE - length as u64;
+        fits.then(|| Place {
+            start: self.start.wrapping_add(offset as usize),
+            length,
+            slots: PhantomData,
+        })
+    }
+}
+
+macro_rules! atomic {
+    ($place:expr, $kind:ty) => {{
+        // SAFETY: the place lies in a page that is mapped, readable and writable (it has a backing), is as long as the
+        // type and aligned to it (checked by the caller of this macro), and no Rust reference points into it.
+        unsafe { <$kind>::from_ptr($place.start.cast()) }
+    }};
+}
+
+impl Place<'_> {
+    #[inline]
+    fn is_aligned(self, length: usize) -> bool {
+        self.length == length && (self.start.addr() & (length - 1)) == 0
+    }
+
+    /// Copies the bytes out. `bytes` has the place's length.
+    #[inline]
+    pub fn read(self, bytes: &mut [u8]) {
+        match bytes.len() {
+            1 if self.is_aligned(1) => bytes[0] = atomic!(self, AtomicU8).load(Ordering::Acquire),
+            2 if self.is_aligned(2) => {
+                bytes.copy_from_slice(&atomic!(self, AtomicU16).load(Ordering::Acquire).to_ne_bytes());
+            }
+            4 if self.is_aligned(4) => {
+                bytes.copy_from_slice(&atomic!(self, AtomicU32).load(Ordering::Acquire).to_ne_bytes());
+            }
+            8 if self.is_aligned(8) => {
+                bytes.copy_from_slice(&atomic!(self, AtomicU64).load(Ordering::Acquire).to_ne_bytes());
+            }
+            _ => self.read_bytes(bytes),
+        }
+    }
+
+    fn read_bytes(self, bytes: &mut [u8]) {
+        for (index, byte) in bytes.iter_mut().take(self.length).enumerate() {
+            // SAFETY: mapped as in `atomic!`, and `index` is below the length.
+            *byte = unsafe { ptr::read_volatile(self.start.wrapping_add(index)) };
+        }
+    }
+
+    /// Copies `bytes`, which has the place's length, in.
+    #[inline]
+    pub fn write(self, bytes: &[u8]) {
+        match *bytes {
+            [a] if self.is_aligned(1) => atomic!(self, AtomicU8).store(a, Ordering::Release),
+            [a, b] if self.is_aligned(2) => {
+                atomic!(self, AtomicU16).store(u16::from_ne_bytes([a, b]), Ordering::Release);
+            }
+            [a, b, c, d] if self.is_aligned(4) => {
+                atomic!(self, AtomicU32).store(u32::from_ne_bytes([a, b, c, d]), Ordering::Release);
+            }
+            [a, b, c, d, e, f, g, h] if self.is_aligned(8) => {
+                atomic!(self, AtomicU64).store(u64::from_ne_bytes([a, b, c, d, e, f, g, h]), Ordering::Release);
+            }
+            _ => self.write_bytes(bytes),
+        }
+    }
+
+    fn write_bytes(self, bytes: &[u8]) {
+        for (index, byte) in bytes.iter().take(self.length).enumerate() {
+            // SAFETY: as in `read_bytes`.
+            unsafe { ptr::write_volatile(self.start.wrapping_add(index), *byte) };
+        }
+    }
+
+    /// Replaces `old` by `new`, both of the place's length, and says whether it did. Atomic for aligned places of 1, 2, 4
+    /// and 8 bytes; for others, towards other accesses by this function.
+    pub fn exchange(self, old: &[u8], new: &[u8]) -> bool {
+        const ORDER: Ordering = Ordering::SeqCst;
+        match (old, new) {
+            (&[old], &[new]) if self.is_aligned(1) => {
+                atomic!(self, AtomicU8).compare_exchange(old, new, ORDER, ORDER).is_ok()
+            }
+            (&[a, b], &[c, d]) if self.is_aligned(2) => {
+                let (old, new) = (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]));
+                atomic!(self, AtomicU16)
+                    .compare_exchange(old, new, ORDER, ORDER)
+                    .is_ok()
+            }
+            (&[a, b, c, d], &[e, f, g, h]) if self.is_aligned(4) => {
+                let (old, new) = (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]));
+                atomic!(self, AtomicU32)
+                    .compare_exchange(old, new, ORDER, ORDER)
+                    .is_ok()
+            }
+            _ => self.exchange_long(old, new),
+        }
+    }
+
+    fn exchange_long(self, old: &[u8], new: &[u8]) -> bool {
+        const ORDER: Ordering = Ordering::SeqCst;
+        if let (Ok(old), Ok(new)) = (old.try_into(), new.try_into())
+            && self.is_aligned(8)
+        {
+            let (old, new) = (u64::from_ne_bytes(old), u64::from_ne_bytes(new));
+            return atomic!(self, AtomicU64)
+                .compare_exchange(old, new, ORDER, ORDER)
+                .is_ok();
+        }
+        let _guard = WIDE_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut present = [0; 16];
+        let Some(present) = present.get_mut(..old.len()) else {
+            return false;
+        };
+        self.read(present);
+        let equal = present == old;
+        if equal {
+            self.write(new);
+        }
+        equal
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use umbra_memslots::ram::{GuestRam, HostMapping};
+    use umbra_memslots::{Gpa, SlotLimits};
+
+    #[test]
+    fn every_width_and_alignment_reads_back_what_was_written() {
+        let ram = GuestRam::new(SlotLimits::X86_64);
+        ram.map(Gpa::new(0), Arc::new(HostMapping::anonymous(PAGE_SIZE).unwrap()))
+            .unwrap();
+        let slots = ram.snapshot();
+        let page = Page::find(&slots, Gpa::new(0).gfn()).unwrap();
+        assert!(Page::find(&slots, Gpa::new(PAGE_SIZE).gfn()).is_none());
+        let data: Vec<u8> = (1..=16).collect();
+        for length in 1..=16 {
+            for offset in [0, 1, 2, 3, 4, 6, 8, 4096 - 16, 4096 - length as u64] {
+                let place = page.at(offset, length).unwrap();
+                place.write(&data[..length]);
+                let mut back = vec![0; length];
+                place.read(&mut back);
+                assert_eq!(back, &data[..length], "{length} bytes at {offset}");
+                assert!(!place.exchange(&vec![0; length], &data[1..1 + length.min(15)].repeat(2)[..length]));
+                assert!(place.exchange(&data[..length], &vec![0; length]));
+                place.read(&mut back);
+                assert_eq!(back, vec![0; length]);
+            }
+        }
+        assert!(page.at(4090, 8).is_none() && page.at(5000, 1).is_none() && page.at(0, 4097).is_none());
+    }
+}

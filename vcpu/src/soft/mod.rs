@@ -1,0 +1,32 @@
+//! The `soft` backend: a CPU in software, for hosts without KVM.
+//!
+//! The instruction core ([`crate::emulate`]) executes; the paging unit is the model of the hardware walker
+//! ([`umbra_mmu::hw_model`]) over shadow tables that [`umbra_mmu::shadow::ShadowMmu`] keeps, just as a real CPU would
+//! walk them. So MMIO is met as a reserved bit in an MMIO SPTE, comes out as [`crate::exit::VmExit::Mmio`], and the
+//! instruction is begun anew when the answer is known.
+//!
+//! Read in this order: [`vm`] (what vCPUs share), `cpuid`, `host` (guest RAM by host address), `tlb`, `walker` (what
+//! happens on a miss), `code` and `blocks` (the cache of decoded code), `world` and `platform` (what the core sees of it
+//! all), [`vcpu`].
+//!
+//! One vCPU, without interrupt controllers.
+
+mod blocks;
+mod code;
+mod cpuid;
+pub mod fuzz;
+#[expect(unsafe_code, reason = "guest RAM is reached by host address")]
+mod host;
+mod platform;
+#[expect(
+    unsafe_code,
+    reason = "entries are host addresses, which the snapshot beside them keeps mapped"
+)]
+mod tlb;
+pub mod vcpu;
+pub mod vm;
+mod walker;
+mod world;
+
+pub use vcpu::SoftVcpu;
+pub use vm::{SoftError, SoftOptions, SoftVm};

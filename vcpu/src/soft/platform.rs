@@ -1,0 +1,92 @@
+//! Ports, MSRs, CPUID, time: the rest of what the instruction core asks for.
+
+use super::cpuid;
+use super::world::World;
+use crate::emulate::{CpuState, Exception, Platform, Request, Stop, Translation};
+use umbra_devices::{IoOp, IoSize};
+
+/// MSR numbers (SDM vol. 4).
+mod msr {
+    pub(super) const TSC: u32 = 0x10;
+    pub(super) const APIC_BASE: u32 = 0x1b;
+    pub(super) const TSC_ADJUST: u32 = 0x3b;
+    pub(super) const PAT: u32 = 0x277;
+}
+
+/// IA32_PAT after reset (SDM vol. 3A, 12.12.4).
+pub(super) const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
+
+const GP0: Stop = Stop::Fault(Exception::gp(0));
+
+impl World {
+    /// The value for which `request` waits, or the wait. `Err(#GP)` if the answer was a fault.
+    fn ask(&mut self, request: Request) -> Result<u64, Stop> {
+        match self.replay.take(request) {
+            Some(Some(value)) => Ok(value),
+            Some(None) => Err(GP0),
+            None => Err(Stop::Pending(request)),
+        }
+    }
+}
+
+impl Platform for World {
+    fn port_in(&mut self, port: u16, size: IoSize) -> Result<u32, Stop> {
+        let op = IoOp::Read;
+        Ok(size.truncate(self.ask(Request::Pio { port, size, op })?) as u32)
+    }
+
+    fn port_out(&mut self, port: u16, size: IoSize, value: u32) -> Result<(), Stop> {
+        let op = IoOp::Write(size.truncate(u64::from(value)));
+        self.ask(Request::Pio { port, size, op }).map(drop)
+    }
+
+    fn read_msr(&mut self, index: u32) -> Result<u64, Stop> {
+        match index {
+            msr::TSC => Ok(self.tsc()),
+            msr::APIC_BASE => Ok(self.apic_base),
+            msr::TSC_ADJUST => Ok(self.tsc_offset),
+            msr::PAT => Ok(self.pat),
+            _ => self.ask(Request::ReadMsr { index }),
+        }
+    }
+
+    fn write_msr(&mut self, index: u32, value: u64) -> Result<(), Stop> {
+        match index {
+            msr::TSC => {
+                let now = self.tsc();
+                self.tsc_offset = self.tsc_offset.wrapping_add(value.wrapping_sub(now));
+            }
+            msr::TSC_ADJUST => self.tsc_offset = value,
+            // Each byte a memory type: 0, 1, 4, 5, 6 or 7.
+            msr::PAT if value.to_le_bytes().iter().all(|kind| matches!(kind, 0 | 1 | 4..=7)) => self.pat = value,
+            msr::PAT => return Err(GP0),
+            _ => {
+                self.ask(Request::WriteMsr { index, value })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn cpuid(&mut self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        cpuid::answer(leaf, subleaf)
+    }
+
+    fn tsc(&mut self) -> u64 {
+        // Nanoseconds: 2^64 of them are 584 years.
+        (self.shared.start.elapsed().as_nanos() as u64).wrapping_add(self.tsc_offset)
+    }
+
+    fn translation(&mut self, change: Translation, state: &CpuState) {
+        self.moved = true;
+        match change {
+            Translation::InvalidateAddress(at) => self.walker.invalidate(&mut self.tlb, at),
+            Translation::InvalidateAll | Translation::ControlsChanged => self.walker.set_state(state, &mut self.tlb),
+            // The TLB has tables for each privilege.
+            Translation::PrivilegeChanged => {}
+        }
+    }
+
+    fn physical_width(&self) -> u32 {
+        cpuid::PHYSICAL_BITS
+    }
+}

@@ -1,0 +1,309 @@
+//! [`SoftVcpu`]: the vCPU itself. It executes blocks, delivers exceptions, and comes out where the VMM is needed.
+
+use super::blocks::{Blocks, Key, MAX_BYTES};
+use super::vm::Shared;
+use super::world::World;
+use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
+use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop, exception};
+use crate::exit::{VmEntry, VmExit};
+use crate::regs::{Regs, SystemRegs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use umbra_memslots::{PAGE_SIZE, SlotReader};
+use umbra_mmu::shadow::ShadowStats;
+
+/// DR6.BS.
+const SINGLE_STEP: u64 = 1 << 14;
+/// DR6 and DR7 after reset (SDM vol. 3A table 10-1).
+const DR6_AT_RESET: u64 = 0xffff_0ff0;
+const DR7_AT_RESET: u64 = 0x400;
+
+/// A vCPU in software.
+pub struct SoftVcpu {
+    cpu: Cpu<World>,
+    blocks: Blocks<World>,
+    kicked: Arc<AtomicBool>,
+    /// What the last exit asks for, if it asks for something.
+    asked: Option<(Request, VmExit)>,
+    /// An exception that is being delivered.
+    event: Option<Event>,
+    /// Instructions begun, and exceptions delivered.
+    executed: u64,
+    /// When to come back, in `executed`.
+    until: u64,
+}
+
+/// How far a vCPU came.
+enum Progress {
+    /// To the beginning of an instruction.
+    Boundary,
+    /// An access is to be made outside first.
+    Wait(Request),
+    /// To the end of the run.
+    Exit(VmExit),
+}
+
+impl SoftVcpu {
+    pub(super) fn new(shared: Arc<Shared>, slots: SlotReader) -> Self {
+        let mut state = CpuState::new(&Regs::default(), &SystemRegs::default());
+        (state.debug[6], state.debug[7]) = (DR6_AT_RESET, DR7_AT_RESET);
+        let world = World::new(shared, slots, &state);
+        Self {
+            cpu: Cpu::new(state, world),
+            blocks: Blocks::new(),
+            kicked: Arc::default(),
+            asked: None,
+            event: None,
+            executed: 0,
+            until: u64::MAX,
+        }
+    }
+
+    /// Instructions begun so far (of a repeated string instruction, each part of up to 1024 elements), and exceptions
+    /// delivered.
+    pub fn executed(&self) -> u64 {
+        self.executed
+    }
+
+    /// Comes out as [`VmExit::Interrupted`] once `instructions` more, and the rest of the block in which that happens,
+    /// are executed.
+    pub fn stop_after(&mut self, instructions: u64) {
+        self.until = self.executed.saturating_add(instructions);
+    }
+
+    /// What the shadow MMU counted for this vCPU.
+    pub fn shadow_stats(&self) -> &ShadowStats {
+        self.cpu.env.walker.stats()
+    }
+
+    /// The whole state.
+    pub fn state(&self) -> &CpuState {
+        &self.cpu.state
+    }
+
+    /// Executes until something needs the VMM. `waiting`: an instruction has its answer; `finish_only`: execute no other.
+    fn go(&mut self, mut waiting: bool, finish_only: bool) -> VmExit {
+        loop {
+            if !waiting {
+                // The flag is looked at first because that is cheaper.
+                let kicked = self.kicked.load(Ordering::Acquire) && self.kicked.swap(false, Ordering::AcqRel);
+                if kicked || finish_only || self.executed >= self.until {
+                    return VmExit::Interrupted;
+                }
+                if self.cpu.env.catch_up() {
+                    self.blocks.clear();
+                    self.cpu.env.code.clear();
+                }
+            }
+            match self.advance(waiting) {
+                Progress::Boundary => waiting = false,
+                Progress::Exit(exit) => return exit,
+                Progress::Wait(request) => {
+                    let exit = match request {
+                        Request::Mmio { gpa, size, op } => VmExit::Mmio { gpa, size, op },
+                        Request::Pio { port, size, op } => VmExit::Pio { port, size, op },
+                        Request::ReadMsr { index } => VmExit::ReadMsr { index },
+                        Request::WriteMsr { index, value } => VmExit::WriteMsr { index, value },
+                    };
+                    self.asked = Some((request, exit.clone()));
+                    return exit;
+                }
+            }
+        }
+    }
+
+    /// One block, or with `once` one instruction, or the delivery of an exception.
+    fn advance(&mut self, once: bool) -> Progress {
+        self.cpu.env.replay.rewind();
+        if let Some(event) = self.event {
+            return self.deliver(event);
+        }
+        let step = self.execute(once);
+        for gfn in self.cpu.env.code.take_changed() {
+            self.blocks.forget(gfn);
+        }
+        match step {
+            Step::Pending(request) => return Progress::Wait(request),
+            _ if once => self.cpu.env.replay.clear(),
+            _ => {}
+        }
+        match step {
+            Step::Done { trap: false } | Step::Repeat | Step::Pending(_) => Progress::Boundary,
+            Step::Done { trap: true } => {
+                self.cpu.state.debug[6] |= SINGLE_STEP;
+                self.raise(Exception::new(exception::DB))
+            }
+            Step::Fault(fault) => self.raise(fault),
+            Step::Unsupported(mnemonic) => {
+                tracing::debug!(?mnemonic, rip = self.cpu.state.rip, "not implemented: #UD");
+                self.raise(Exception::UD)
+            }
+            Step::Halt => Progress::Exit(VmExit::Hlt),
+            Step::TripleFault => Progress::Exit(VmExit::Shutdown),
+        }
+    }
+
+    fn raise(&mut self, exception: Exception) -> Progress {
+        // What the instruction was answered is of no interest to the delivery, which may ask anew.
+        self.cpu.env.replay.clear();
+        let event = Event {
+            exception,
+            source: Source::Exception,
+        };
+        self.event = Some(event);
+        self.deliver(event)
+    }
+
+    fn deliver(&mut self, event: Event) -> Progress {
+        self.executed += 1;
+        let delivered = self.cpu.deliver(event);
+        if let Err(Stop::Pending(request)) = delivered {
+            return Progress::Wait(request);
+        }
+        self.cpu.env.replay.clear();
+        match delivered {
+            // Contended: it is tried again.
+            Err(Stop::Contended) => return Progress::Boundary,
+            Err(Stop::Unsupported) => {
+                return Progress::Exit(VmExit::EmulationFailure {
+                    bytes: Default::default(),
+                });
+            }
+            _ => self.event = None,
+        }
+        if delivered == Err(Stop::TripleFault) {
+            return Progress::Exit(VmExit::Shutdown);
+        }
+        Progress::Boundary
+    }
+
+    /// Executes the block at CS:RIP, or its first instruction.
+    fn execute(&mut self, once: bool) -> Step {
+        let Self {
+            cpu, blocks, executed, ..
+        } = self;
+        *executed += 1;
+        // Whatever is in the way of a block, a single step finds out what is to be done about it.
+        let Ok(at) = cpu.code_address() else {
+            return cpu.step();
+        };
+        let access = cpu.fetch_access();
+        let Ok(Some(gpa)) = cpu.env.code_at(at, access) else {
+            return cpu.step();
+        };
+        let key = Key {
+            gpa,
+            rip: cpu.state.rip,
+            size: cpu.state.code_size(),
+        };
+        let room = room_in_segment(&cpu.state);
+        if blocks.find(key).is_none() {
+            let to_page_end = (PAGE_SIZE - gpa.page_offset()) as usize;
+            let mut bytes = [0; MAX_BYTES];
+            let bytes = &mut bytes[..MAX_BYTES.min(to_page_end).min(room)];
+            let Some(place) = cpu.env.tlb.place(gpa, bytes.len()) else {
+                return cpu.step();
+            };
+            place.read(bytes);
+            let Some(block) = blocks.decode(key, cpu, bytes) else {
+                return cpu.step();
+            };
+            cpu.env.watch_code(gpa, block.bytes);
+        }
+        let Some(block) = blocks.find(key).filter(|block| block.bytes <= room) else {
+            return cpu.step();
+        };
+        let count = if once { 1 } else { block.instructions.len() };
+        cpu.env.moved = false;
+        let mut step = Step::Repeat;
+        // The first is counted already.
+        *executed -= 1;
+        for instruction in block.instructions.iter().take(count) {
+            step = cpu.execute_decoded(instruction);
+            *executed += 1;
+            if step != (Step::Done { trap: false }) || cpu.env.moved {
+                break;
+            }
+        }
+        step
+    }
+}
+
+/// Bytes from RIP to the end of the code segment.
+fn room_in_segment(state: &CpuState) -> usize {
+    if state.long_code() {
+        return usize::MAX;
+    }
+    let limit = u64::from(state.sys.cs.limit);
+    usize::try_from(limit.saturating_sub(state.rip).saturating_add(1)).unwrap_or(usize::MAX)
+}
+
+impl VcpuBackend for SoftVcpu {
+    fn run(&mut self, entry: VmEntry) -> Result<VmExit, BackendError> {
+        let finish_only = matches!(entry, VmEntry::Complete(_));
+        let Some((request, exit)) = self.asked.take() else {
+            // No exit that ends here wants a value.
+            VmExit::Interrupted
+                .accepts(entry)
+                .map_err(|expected| BackendError::WrongEntry { entry, expected })?;
+            return Ok(self.go(false, finish_only));
+        };
+        if let Err(expected) = exit.accepts(entry) {
+            self.asked = Some((request, exit));
+            return Err(BackendError::WrongEntry { entry, expected });
+        }
+        let value = match entry {
+            VmEntry::Value(value) | VmEntry::Complete(value) => Some(value),
+            VmEntry::Resume => Some(0),
+            VmEntry::Fault => None,
+        };
+        self.cpu.env.replay.answer(request, value);
+        Ok(self.go(true, finish_only))
+    }
+
+    fn regs(&mut self) -> Result<Regs, BackendError> {
+        Ok(self.cpu.state.regs())
+    }
+
+    fn set_regs(&mut self, regs: &Regs) -> Result<(), BackendError> {
+        self.cpu.state.set_regs(regs);
+        self.event = None;
+        Ok(())
+    }
+
+    fn system_regs(&mut self) -> Result<SystemRegs, BackendError> {
+        Ok(SystemRegs {
+            apic_base: self.cpu.env.apic_base,
+            ..self.cpu.state.sys
+        })
+    }
+
+    fn set_system_regs(&mut self, regs: &SystemRegs) -> Result<(), BackendError> {
+        let Cpu { state, env } = &mut self.cpu;
+        state.sys = *regs;
+        env.apic_base = regs.apic_base;
+        env.catch_up();
+        env.walker.set_state(state, &mut env.tlb);
+        Ok(())
+    }
+
+    fn limits(&self) -> Option<&'static str> {
+        Some("the software CPU has no interrupt controller and no floating point yet")
+    }
+
+    fn shadow_tables(&self) -> Option<ShadowTables> {
+        self.cpu.env.walker.tables()
+    }
+
+    fn kick_handle(&self) -> Box<dyn Kick> {
+        Box::new(SoftKick(Arc::clone(&self.kicked)))
+    }
+}
+
+struct SoftKick(Arc<AtomicBool>);
+
+impl Kick for SoftKick {
+    fn kick(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}

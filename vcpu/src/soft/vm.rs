@@ -1,0 +1,141 @@
+//! [`SoftVm`]: what the software CPUs of one machine share.
+
+use super::vcpu::SoftVcpu;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+use umbra_memslots::{
+    AddressSpaceId, Generation, GfnRange, MemSlot, ObserverError, SlotChange, SlotObserver, SlotReader,
+};
+use umbra_mmu::NoObserver;
+use umbra_mmu::shadow::{HostParams, LayoutError, ShadowError, ShadowMmu, SpteLayout, TlbControl};
+use umbra_mmu::tables::{HeapTables, TableSpaceError};
+
+/// Where the walker finds the shadow tables: above every guest-physical address.
+const TABLES_AT: u64 = 1 << super::cpuid::PHYSICAL_BITS;
+/// Physical address bits of the machine that the tables are for: guest memory and, above it, tables.
+const HOST_BITS: u32 = super::cpuid::PHYSICAL_BITS + 1;
+/// Tables of 4 KiB, of which the host backs those that are used.
+const TABLES: u32 = 1 << 15;
+
+/// Why there is no software machine.
+#[derive(Debug, thiserror::Error)]
+pub enum SoftError {
+    /// The layout of the entries can't be had.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// No memory for the tables.
+    #[error(transparent)]
+    Tables(#[from] TableSpaceError),
+    /// The shadow MMU refuses.
+    #[error(transparent)]
+    Shadow(#[from] ShadowError),
+}
+
+/// What all vCPUs have in common.
+pub(super) struct Shared {
+    pub mmu: Arc<ShadowMmu<HeapTables>>,
+    /// Moves when all TLBs must be flushed.
+    flushes: AtomicU64,
+    /// When the time-stamp counter was 0.
+    pub start: Instant,
+}
+
+impl Shared {
+    /// To be compared with what it was.
+    pub fn flushes(&self) -> u64 {
+        self.flushes.load(Ordering::Acquire)
+    }
+}
+
+/// A machine whose vCPU is software.
+pub struct SoftVm(Arc<Shared>);
+
+/// What a software machine is like.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SoftOptions {
+    /// Remember MMIO in MMIO SPTEs.
+    pub mmio_caching: bool,
+}
+
+impl SoftVm {
+    /// Physical address bits of its guests.
+    #[expect(clippy::cast_possible_truncation, reason = "46")]
+    pub const PHYSICAL_BITS: u8 = super::cpuid::PHYSICAL_BITS as u8;
+
+    /// A machine without vCPU.
+    ///
+    /// # Errors
+    /// [`SoftError`].
+    pub fn new(options: SoftOptions) -> Result<Self, SoftError> {
+        let host = HostParams::x86(HOST_BITS).with_mmio_caching(options.mmio_caching);
+        let layout = SpteLayout::new(host)?;
+        let mmu = ShadowMmu::new(layout, HeapTables::new(TABLES_AT, TABLES)?)?;
+        Ok(Self(Arc::new(Shared {
+            mmu: Arc::new(mmu),
+            flushes: AtomicU64::new(0),
+            start: Instant::now(),
+        })))
+    }
+
+    /// Keeps the shadow tables in step with the memory slots; to be added to their table before the first slot.
+    pub fn slot_follower(&self) -> Box<dyn SlotObserver> {
+        Box::new(Follower(Arc::clone(&self.0)))
+    }
+
+    /// The vCPU, which sees the memory that `slots` shows.
+    pub fn create_vcpu(&self, slots: SlotReader) -> SoftVcpu {
+        SoftVcpu::new(Arc::clone(&self.0), slots)
+    }
+}
+
+/// Takes memory that goes out of the shadow tables.
+struct Follower(Arc<Shared>);
+
+/// Flushes TLBs from outside: each vCPU does it before its next block.
+///
+/// Until then it may go on with what it knows, whose memory its snapshot of the slots keeps. Slots change on the vCPU's
+/// own thread, or before it runs, so it never does.
+struct FlushAll<'a>(&'a AtomicU64);
+
+impl TlbControl for FlushAll<'_> {
+    fn flush_all(&mut self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
+
+    fn flush_gva(&mut self, _gva: umbra_memslots::Gva) {
+        self.flush_all();
+    }
+}
+
+impl Follower {
+    fn zap(&self, range: GfnRange) {
+        self.0
+            .mmu
+            .zap_range(&mut NoObserver, &mut FlushAll(&self.0.flushes), range);
+    }
+}
+
+impl SlotObserver for Follower {
+    fn before_remove(&mut self, slot: &MemSlot) {
+        self.zap(slot.range());
+    }
+
+    fn after_commit(&mut self, change: &SlotChange) -> Result<(), ObserverError> {
+        // Flags change in place: what was mapped with the old ones goes.
+        if let (Some(before), Some(_)) = (change.before(), change.after()) {
+            self.zap(before.range());
+        }
+        Ok(())
+    }
+
+    fn roll_back(&mut self, change: &SlotChange) -> Result<(), ObserverError> {
+        self.after_commit(change)
+    }
+
+    fn generation_changes(&mut self, space: AddressSpaceId, next: Generation) {
+        self.0
+            .mmu
+            .generation_changes(&mut NoObserver, &mut FlushAll(&self.0.flushes), space, next);
+    }
+}

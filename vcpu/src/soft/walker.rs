@@ -1,0 +1,304 @@
+//! The paging unit: walks the shadow tables as hardware does, and takes the faults to the shadow MMU.
+
+use super::tlb::Tlb;
+use super::vm::Shared;
+use crate::backend::ShadowTables;
+use crate::emulate::{Access, AccessKind, CpuState, Exception, Stop};
+use std::sync::Arc;
+use umbra_memslots::{AddressSpaceId, Gfn, GfnRange, Gpa, Gva, Memslots};
+use umbra_mmu::NoObserver;
+use umbra_mmu::direct::{FoundSlot, SlotSet};
+use umbra_mmu::guest_walk::{PdpteLoad, load_pdptes};
+use umbra_mmu::hw_model::{HwAccess, HwCpu, HwMemory, HwOutcome, hw_walk};
+use umbra_mmu::shadow::{
+    FaultOutcome, FoundFrame, FrameSource, ShadowFault, ShadowRoot, ShadowStats, ShadowVcpu, TlbControl,
+};
+use umbra_mmu::tables::{EntryLocation, HeapTables, TableSpace};
+use umbra_mmu::x86::control::{cr0, cr4, efer, rflags};
+use umbra_mmu::x86::{self, GuestCpu, PageFaultCode, PagingMode, PagingRegs, PagingState, Privilege};
+
+/// Faults that one access may take before the vCPU looks at the world again. Each either makes progress or lost against
+/// another vCPU.
+const ATTEMPTS: usize = 64;
+
+/// Where an access goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Target {
+    /// Memory.
+    Ram(Gpa),
+    /// The bus.
+    Device(Gpa),
+    /// Memory with a guest page table that has a shadow: the MMU is to be told of the write.
+    Table(Gpa),
+}
+
+/// The paging unit of one vCPU.
+pub(super) struct Walker {
+    shared: Arc<Shared>,
+    vcpu: ShadowVcpu,
+    regs: PagingRegs,
+    root: Option<ShadowRoot>,
+}
+
+impl Walker {
+    /// With the registers that `state` has.
+    pub fn new(shared: Arc<Shared>, state: &CpuState, memory: &Memslots) -> Self {
+        let regs = registers(state, memory);
+        Self {
+            shared,
+            vcpu: ShadowVcpu::new(PagingState::new(&regs)),
+            regs,
+            root: None,
+        }
+    }
+
+    /// The tables, if they were walked already.
+    pub fn tables(&self) -> Option<ShadowTables> {
+        let source = Arc::clone(&self.shared.mmu) as _;
+        self.root.map(|root| ShadowTables { source, root })
+    }
+
+    /// Counts of the shadow MMU.
+    pub fn stats(&self) -> &ShadowStats {
+        self.vcpu.stats()
+    }
+
+    /// A control register or EFER was written.
+    pub fn set_state(&mut self, state: &CpuState, tlb: &mut Tlb) {
+        self.regs = registers(state, tlb.slots());
+        self.vcpu.set_state(PagingState::new(&self.regs));
+        tlb.flush();
+    }
+
+    /// INVLPG.
+    pub fn invalidate(&mut self, tlb: &mut Tlb, at: Gva) {
+        let mut flush = Flush::default();
+        let slots = Arc::clone(tlb.slots());
+        self.shared.mmu.invlpg(&mut self.vcpu, &*slots, &mut flush, at);
+        flush.carry_out(tlb);
+        tlb.flush_page(at);
+    }
+
+    /// The guest wrote to a page table.
+    pub fn wrote_table(&mut self, tlb: &mut Tlb, gpa: Gpa, bytes: u16) {
+        let mut flush = Flush::default();
+        self.shared.mmu.guest_wrote(&mut NoObserver, &mut flush, gpa, bytes);
+        flush.carry_out(tlb);
+    }
+
+    /// A frame's translations are to be made anew.
+    pub fn forget(&mut self, tlb: &mut Tlb, gpa: Gpa) {
+        let mut flush = Flush::default();
+        self.shared
+            .mmu
+            .zap_range(&mut NoObserver, &mut flush, GfnRange::single(gpa.gfn()));
+        flush.carry_out(tlb);
+    }
+
+    /// Translates one address; what it may be accessed for afterwards is remembered in `tlb`.
+    pub fn translate(&mut self, tlb: &mut Tlb, at: Gva, access: Access) -> Result<Target, Stop> {
+        let wires = HwAccess {
+            write: access.kind == AccessKind::Write,
+            fetch: access.kind == AccessKind::Fetch,
+            cpl3: access.user,
+            implicit: access.implicit,
+        };
+        for _ in 0..ATTEMPTS {
+            let cpu = self.cpu(tlb, access);
+            let code = match hw_walk(&cpu, &Wired(self.shared.mmu.space()), at.get(), wires) {
+                HwOutcome::Access(page) => return Ok(Target::Ram(Gpa::new(page.address))),
+                HwOutcome::GeneralProtection => return Err(Exception::gp(0).into()),
+                HwOutcome::PageFault { code } => code,
+            };
+            let mut fault = ShadowFault::from_code(at, PageFaultCode::new(code));
+            fault.access = described(access);
+            match self.fault(tlb, fault) {
+                FaultOutcome::Retry | FaultOutcome::Fixed | FaultOutcome::Spurious => {}
+                FaultOutcome::Emulate(mmio) => return Ok(Target::Device(mmio.gpa)),
+                FaultOutcome::ReadOnlyWrite(gpa, _) => return Ok(Target::Device(gpa)),
+                FaultOutcome::WriteTracked(gpa) => return Ok(Target::Table(gpa)),
+                FaultOutcome::Inject(fault) => {
+                    return Err(Exception::page_fault(fault.code.raw(), fault.gva).into());
+                }
+                FaultOutcome::NonCanonical(_) => return Err(Exception::gp(0).into()),
+            }
+        }
+        Err(Stop::Contended)
+    }
+
+    fn fault(&mut self, tlb: &mut Tlb, fault: ShadowFault) -> FaultOutcome {
+        let mut flush = Flush::default();
+        let slots = Arc::clone(tlb.slots());
+        let outcome = self
+            .shared
+            .mmu
+            .page_fault(&mut self.vcpu, &*slots, &mut Frames(&slots), &mut flush, fault);
+        flush.carry_out(tlb);
+        outcome
+    }
+
+    /// What the hardware has in its registers: the root of the shadow tables, with WP and NX on, the rest as the guest
+    /// has it.
+    fn cpu(&mut self, tlb: &mut Tlb, access: Access) -> HwCpu {
+        let mut flush = Flush::default();
+        let regs = &mut self.regs;
+        let ac = if access.alignment_flag { rflags::AC } else { 0 };
+        if regs.cr4 & cr4::SMAP != 0 && regs.rflags & rflags::AC != ac {
+            regs.rflags = regs.rflags & !rflags::AC | ac;
+            self.vcpu.set_state(PagingState::new(regs));
+        }
+        let mut cpu = HwCpu {
+            cr0: cr0::PG | cr0::WP,
+            cr3: 0,
+            cr4: regs.cr4,
+            efer: regs.efer | efer::NXE,
+            rflags: regs.rflags,
+            pkru: regs.pkru,
+            pdpte: [0; 4],
+            maxphyaddr: self.shared.mmu.layout().host().physical_bits,
+            page1gb: true,
+            pse36: false,
+            amd: false,
+        };
+        if regs.cr0 & cr0::PG == 0 {
+            // Not in force in the guest without paging; but here there is paging.
+            cpu.cr4 &= !(cr4::SMEP | cr4::SMAP | cr4::PKE);
+        }
+        let slots = Arc::clone(tlb.slots());
+        let root = self
+            .shared
+            .mmu
+            .root(&mut self.vcpu, &*slots, AddressSpaceId::Normal, &mut flush);
+        self.root = Some(root);
+        match root {
+            ShadowRoot::Long { address, .. } => cpu.cr3 = address,
+            ShadowRoot::Pae { pdptes } => {
+                cpu.cr4 |= cr4::PAE;
+                cpu.pdpte = pdptes;
+            }
+        }
+        flush.carry_out(tlb);
+        cpu
+    }
+}
+
+/// The access in the MMU's words.
+fn described(access: Access) -> x86::Access {
+    let kind = match access.kind {
+        AccessKind::Read => x86::AccessKind::Read,
+        AccessKind::Write => x86::AccessKind::Write,
+        AccessKind::Fetch => x86::AccessKind::Fetch,
+    };
+    let privilege = match (access.user, access.implicit) {
+        (true, _) => Privilege::User,
+        (false, false) => Privilege::Supervisor,
+        (false, true) => Privilege::Implicit,
+    };
+    x86::Access::new(kind, privilege)
+}
+
+/// The registers that address translation depends on.
+fn registers(state: &CpuState, memory: &Memslots) -> PagingRegs {
+    let sys = &state.sys;
+    let mut regs = PagingRegs {
+        cr0: sys.cr0,
+        cr3: sys.cr3,
+        cr4: sys.cr4,
+        efer: sys.efer,
+        rflags: state.rflags,
+        pkru: state.fpu.pkru(),
+        pdptes: [0; 4],
+        cpu: GuestCpu::intel(super::cpuid::PHYSICAL_BITS),
+    };
+    // Registers that can't be loaded map nothing.
+    if PagingMode::of(&regs) == PagingMode::Pae
+        && let PdpteLoad::Loaded(entries) = load_pdptes(&regs, memory)
+    {
+        regs.pdptes = entries;
+    }
+    regs
+}
+
+/// What the MMU wants forgotten; carried out as soon as it has returned, before the vCPU makes another access.
+#[derive(Default)]
+struct Flush {
+    all: bool,
+    page: Option<Gva>,
+}
+
+impl Flush {
+    fn carry_out(self, tlb: &mut Tlb) {
+        if self.all {
+            tlb.flush();
+        } else if let Some(at) = self.page {
+            tlb.flush_page(at);
+        }
+    }
+}
+
+impl TlbControl for Flush {
+    fn flush_all(&mut self) {
+        self.all = true;
+    }
+
+    fn flush_gva(&mut self, gva: Gva) {
+        self.all |= self.page.is_some_and(|page| page != gva);
+        self.page = Some(gva);
+    }
+}
+
+/// Guest frames are known to the walker by their guest-physical addresses: the TLB finds the memory in its own snapshot.
+struct Frames<'a>(&'a Memslots);
+
+impl FrameSource for Frames<'_> {
+    fn current(&mut self) -> SlotSet {
+        SlotSet {
+            generation: self.0.generation(),
+            address_space: self.0.space(),
+        }
+    }
+
+    fn frame(&mut self, gfn: Gfn) -> (SlotSet, Option<FoundFrame>) {
+        let found = self.0.find(gfn).map(|slot| {
+            let found = FoundSlot {
+                id: slot.id(),
+                read_only: slot.is_read_only(),
+                invalid: slot.is_invalid(),
+            };
+            FoundFrame::page(found, gfn.base().get()).with_largest(largest_leaf(slot.range(), gfn))
+        });
+        (self.current(), found)
+    }
+}
+
+/// The level of the largest leaf around `gfn` that lies within the slot: addresses are aligned as the frames are.
+fn largest_leaf(slot: GfnRange, gfn: Gfn) -> u8 {
+    let fits = |level: &u8| {
+        let pages = 1u64 << (9 * (level - 1));
+        let first = gfn.get() & !(pages - 1);
+        slot.start().get() <= first && first + pages <= slot.end_raw()
+    };
+    [3, 2].into_iter().find(fits).unwrap_or(1)
+}
+
+/// The shadow tables as the hardware sees them.
+struct Wired<'a>(&'a HeapTables);
+
+impl Wired<'_> {
+    fn entry(&self, address: u64) -> Option<EntryLocation> {
+        let table = self.0.table_at(address)?;
+        let index = (address % 4096 / 8) as u16;
+        Some(EntryLocation { table, index })
+    }
+}
+
+impl HwMemory for Wired<'_> {
+    fn load(&self, address: u64, _bytes: u64) -> u64 {
+        self.entry(address).map_or(u64::MAX, |at| self.0.load(at))
+    }
+
+    fn set_bits(&self, address: u64, _bytes: u64, expected: u64, bits: u64) -> bool {
+        self.entry(address)
+            .is_none_or(|at| self.0.compare_exchange(at, expected, expected | bits).is_ok())
+    }
+}

@@ -1,0 +1,377 @@
+//! Small guests on the software CPU: what real hardware would do with them.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how tests fail")]
+
+use iced_x86::code_asm::*;
+use std::sync::Arc;
+use umbra_devices::{IoOp, IoSize};
+use umbra_memslots::ram::{GuestRam, HostMapping};
+use umbra_memslots::{Gpa, GuestMemory, SlotLimits, SlotTable};
+use umbra_vcpu::backend::{BackendError, VcpuBackend};
+use umbra_vcpu::exit::{VmEntry, VmExit};
+use umbra_vcpu::regs::{DescriptorTable, Regs, Segment, SystemRegs};
+use umbra_vcpu::soft::{SoftOptions, SoftVcpu, SoftVm};
+
+/// RAM from 0 on.
+const RAM_32: u32 = 64 << 12;
+const RAM: u64 = RAM_32 as u64;
+/// Where code begins.
+const CODE: u64 = 0x1000;
+/// A device.
+const DEVICE_32: u32 = RAM_32;
+const DEVICE: u64 = DEVICE_32 as u64;
+
+struct Guest {
+    ram: GuestRam,
+    vcpu: SoftVcpu,
+}
+
+/// A flat 32-bit guest without paging; its stack ends at 0x9000, its IDT lies at 0x800.
+fn guest(assemble: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Guest {
+    let mut code = CodeAssembler::new(32).unwrap();
+    assemble(&mut code).unwrap();
+    of_bytes(&code.assemble(CODE).unwrap())
+}
+
+fn of_bytes(code: &[u8]) -> Guest {
+    let vm = SoftVm::new(SoftOptions { mmio_caching: true }).unwrap();
+    let mut slots = SlotTable::new(SlotLimits::X86_64);
+    slots.add_observer(vm.slot_follower());
+    let ram = GuestRam::from_table(slots);
+    ram.map(Gpa::new(0), Arc::new(HostMapping::anonymous(RAM).unwrap()))
+        .unwrap();
+    ram.write(Gpa::new(CODE), code).unwrap();
+    let mut vcpu = vm.create_vcpu(ram.reader());
+    let data = Segment {
+        selector: 16,
+        limit: u32::MAX,
+        kind: 3,
+        non_system: true,
+        present: true,
+        db: true,
+        granularity: true,
+        ..Segment::default()
+    };
+    let code = Segment {
+        selector: 8,
+        kind: 11,
+        ..data
+    };
+    // A GDT for interrupt gates to load CS from: null, code, data.
+    for (index, descriptor) in [0u64, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff]
+        .into_iter()
+        .enumerate()
+    {
+        ram.write(Gpa::new(0x700 + 8 * index as u64), &descriptor.to_le_bytes())
+            .unwrap();
+    }
+    vcpu.set_system_regs(&SystemRegs {
+        cs: code,
+        ds: data,
+        es: data,
+        fs: data,
+        gs: data,
+        ss: data,
+        gdt: DescriptorTable { base: 0x700, limit: 23 },
+        idt: DescriptorTable {
+            base: 0x800,
+            limit: 0xff,
+        },
+        cr0: 0x11,
+        ..SystemRegs::default()
+    })
+    .unwrap();
+    vcpu.set_regs(&Regs {
+        rip: CODE,
+        rsp: 0x9000,
+        rflags: 2,
+        ..Regs::default()
+    })
+    .unwrap();
+    vcpu.stop_after(1_000_000);
+    Guest { ram, vcpu }
+}
+
+impl Guest {
+    /// An interrupt gate to a handler.
+    fn gate(&self, vector: u64, handler: u64) {
+        let gate = handler & 0xffff | 8 << 16 | 0x8e00 << 32 | (handler >> 16) << 48;
+        self.ram
+            .write(Gpa::new(0x800 + 8 * vector), &gate.to_le_bytes())
+            .unwrap();
+    }
+
+    fn run(&mut self, entry: VmEntry) -> VmExit {
+        self.vcpu.run(entry).unwrap()
+    }
+
+    fn rax(&mut self) -> u64 {
+        self.vcpu.regs().unwrap().rax
+    }
+}
+
+fn read(gpa: u64, size: IoSize) -> VmExit {
+    VmExit::Mmio {
+        gpa: Gpa::new(gpa),
+        size,
+        op: IoOp::Read,
+    }
+}
+
+fn write(gpa: u64, size: IoSize, value: u64) -> VmExit {
+    VmExit::Mmio {
+        gpa: Gpa::new(gpa),
+        size,
+        op: IoOp::Write(value),
+    }
+}
+
+#[test]
+fn device_access_comes_out_and_the_answer_goes_in() {
+    let mut guest = guest(|a| {
+        a.mov(ebx, DEVICE_32)?;
+        a.mov(eax, dword_ptr(ebx + 8))?;
+        a.mov(dword_ptr(ebx + 12), eax)?;
+        a.add(dword_ptr(ebx + 16), 1)?;
+        a.hlt()
+    });
+    assert_eq!(guest.run(VmEntry::Resume), read(DEVICE + 8, IoSize::B4));
+    assert_eq!(
+        guest.run(VmEntry::Value(0x1234)),
+        write(DEVICE + 12, IoSize::B4, 0x1234)
+    );
+    assert_eq!(guest.run(VmEntry::Resume), read(DEVICE + 16, IoSize::B4));
+    assert_eq!(guest.run(VmEntry::Value(7)), write(DEVICE + 16, IoSize::B4, 8));
+    assert_eq!(guest.run(VmEntry::Resume), VmExit::Hlt);
+    assert_eq!(guest.vcpu.shadow_stats().created, 1, "one MMIO SPTE for the page");
+    assert!(guest.vcpu.shadow_stats().cache_hits >= 3);
+}
+
+#[test]
+fn answer_of_the_wrong_kind_is_refused_and_can_be_given_again() {
+    let mut guest = guest(|a| {
+        a.in_(al, dx)?;
+        a.hlt()
+    });
+    let exit = guest.run(VmEntry::Resume);
+    assert!(matches!(exit, VmExit::Pio { op: IoOp::Read, .. }));
+    assert!(matches!(
+        guest.vcpu.run(VmEntry::Resume),
+        Err(BackendError::WrongEntry { .. })
+    ));
+    assert_eq!(guest.run(VmEntry::Value(0x55)), VmExit::Hlt);
+    assert_eq!(guest.rax(), 0x55);
+    assert!(guest.vcpu.run(VmEntry::Value(1)).is_err());
+}
+
+#[test]
+fn complete_finishes_the_instruction_and_nothing_more() {
+    let mut guest = guest(|a| {
+        a.mov(eax, dword_ptr(DEVICE_32))?;
+        a.mov(eax, 1)?;
+        a.hlt()
+    });
+    guest.run(VmEntry::Resume);
+    assert_eq!(guest.run(VmEntry::Complete(9)), VmExit::Interrupted);
+    assert_eq!(guest.rax(), 9);
+    assert_eq!(guest.run(VmEntry::Resume), VmExit::Hlt);
+}
+
+#[test]
+fn kick_is_seen_whenever_it_is_made() {
+    let mut guest = guest(|a| {
+        let mut forever = a.create_label();
+        a.set_label(&mut forever)?;
+        a.inc(eax)?;
+        a.jmp(forever)
+    });
+    guest.vcpu.stop_after(u64::MAX);
+    let kick = guest.vcpu.kick_handle();
+    kick.kick();
+    assert_eq!(guest.run(VmEntry::Resume), VmExit::Interrupted, "made before the run");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            kick.kick();
+        });
+        assert_eq!(guest.run(VmEntry::Resume), VmExit::Interrupted, "made during the run");
+    });
+}
+
+#[test]
+fn code_that_changes_itself_runs_as_changed() {
+    // The write hits the block that is being executed, one instruction ahead.
+    let mut guest = of_bytes(&[
+        0xb9, 3, 0, 0, 0, // 1000: mov ecx, 3
+        0x80, 0x05, 0x0d, 0x10, 0, 0, 1, // 1005: add byte [0x100d], 1
+        0xb0, 0x10, // 100c: mov al, 0x10
+        0x01, 0xc2, // add edx, eax
+        0x49, // dec ecx
+        0x75, 0xf2, // jne 1005
+        0xf4,
+    ]);
+    assert_eq!(guest.run(VmEntry::Resume), VmExit::Hlt);
+    assert_eq!(guest.rax(), 0x13);
+    assert_eq!(guest.vcpu.regs().unwrap().rdx, 0x11 + 0x12 + 0x13);
+}
+
+#[test]
+fn instruction_across_pages_is_executed_and_follows_changes_of_either_part() {
+    // mov eax, imm32 with its first two bytes on one page; then a store into the immediate's second byte, and back.
+    let mut guest = of_bytes(&[0xe9, 0xf9, 0x0f, 0, 0]);
+    let tail = [
+        0xb8, 0x11, 0x22, 0x33, 0x44, // 1ffe: mov eax, 0x44332211
+        0xfe, 0x05, 0x00, 0x20, 0, 0,    // inc byte [0x2000]
+        0x41, // inc ecx
+        0x83, 0xf9, 0x03, // cmp ecx, 3
+        0x75, 0xef, // jne 1ffe
+        0xf4,
+    ];
+    guest.ram.write(Gpa::new(0x1ffe), &tail).unwrap();
+    assert_eq!(guest.run(VmEntry::Resume), VmExit::Hlt);
+    assert_eq!(guest.rax(), 0x4433_2411);
+}
+
+#[test]
+fn access_across_ram_and_device_reads_both() {
+    let mut guest = guest(|a| {
+        a.mov(eax, dword_ptr(RAM_32 - 2))?;
+        a.mov(dword_ptr(RAM_32 - 1), eax)?;
+        a.hlt()
+    });
+    guest.ram.write(Gpa::new(RAM - 2), &[0x11, 0x22]).unwrap();
+    assert_eq!(guest.run(VmEntry::Resume), read(RAM, IoSize::B2));
+    assert_eq!(guest.run(VmEntry::Value(0x4433)), write(RAM, IoSize::B2, 0x3322));
+    assert_eq!(guest.run(VmEntry::Resume), write(RAM + 2, IoSize::B1, 0x44));
+    let mut byte = [0];
+    guest.ram.read(Gpa::new(RAM - 1), &mut byte).unwrap();
+    assert_eq!(byte, [0x22], "no memory is written before all devices have answered");
+    assert_eq!(guest.run(VmEntry::Resume), VmExit::Hlt);
+    guest.ram.read(Gpa::new(RAM - 1), &mut byte).unwrap();
+    assert_eq!(byte, [0x11]);
+}
+
+#[test]
+fn exception_reaches_its_handler_with_its_frame() {
+    let mut guest = guest(|a| {
+        a.ud2()?;
+        a.hlt()
+    });
+    guest.gate(6, 0x3000);
+    // pop eax; hlt
+    guest.ram.write(Gpa::new(0x3000), &[0x58, 0xf4]).unwrap();
+    assert_eq!(guest.run(VmEntry::Resume), VmExit::Hlt);
+    assert_eq!(guest.rax(), CODE, "a fault points at its instruction");
+}
+
+#[test]
+fn exception_without_handler_ends_in_shutdown() {
+    let mut guest = guest(|a| a.ud2());
+    assert_eq!(guest.run(VmEntry::Resume), VmExit::Shutdown);
+}
+
+#[test]
+fn exceptions_for_ever_do_not_hold_off_a_kick() {
+    let mut guest = guest(|a| a.ud2());
+    guest.gate(6, CODE);
+    guest.vcpu.stop_after(1000);
+    // The stack grows down through all of RAM; long before its end the budget is used up.
+    assert_eq!(guest.run(VmEntry::Resume), VmExit::Interrupted);
+}
+
+#[test]
+fn idt_in_a_device_is_read_from_the_device() {
+    let mut guest = guest(|a| {
+        a.ud2()?;
+        a.hlt()
+    });
+    let mut system = guest.vcpu.system_regs().unwrap();
+    system.idt.base = DEVICE;
+    guest.vcpu.set_system_regs(&system).unwrap();
+    guest.ram.write(Gpa::new(0x3000), &[0xf4]).unwrap();
+    assert_eq!(guest.run(VmEntry::Resume), read(DEVICE + 6 * 8, IoSize::B8));
+    assert_eq!(guest.run(VmEntry::Value(0x0000_8e00_0008_3000)), VmExit::Hlt);
+    assert_eq!(guest.vcpu.regs().unwrap().rip, 0x3001);
+}
+
+#[test]
+fn code_in_a_device_is_fetched_from_the_device() {
+    let mut guest = guest(|a| a.jmp(DEVICE));
+    let mut exit = guest.run(VmEntry::Resume);
+    let mut fetched = 0;
+    while let VmExit::Mmio { op: IoOp::Read, .. } = exit {
+        // hlt, many times
+        fetched += 1;
+        exit = guest.run(VmEntry::Value(0xf4f4_f4f4_f4f4_f4f4));
+    }
+    assert_eq!(exit, VmExit::Hlt);
+    assert!(fetched > 0);
+    assert_eq!(guest.vcpu.regs().unwrap().rip, DEVICE + 1);
+}
+
+#[test]
+fn single_step_traps_after_each_instruction() {
+    let mut guest = guest(|a| {
+        a.nop()?;
+        a.nop()?;
+        a.hlt()
+    });
+    guest.gate(1, 0x3000);
+    // inc ecx; iretd
+    guest.ram.write(Gpa::new(0x3000), &[0x41, 0xcf]).unwrap();
+    let mut regs = guest.vcpu.regs().unwrap();
+    regs.rflags |= 1 << 8;
+    guest.vcpu.set_regs(&regs).unwrap();
+    assert_eq!(guest.run(VmEntry::Resume), VmExit::Hlt);
+    assert_eq!(guest.vcpu.regs().unwrap().rcx, 2);
+    assert_eq!(guest.vcpu.state().debug[6] >> 14 & 1, 1);
+}
+
+#[test]
+fn paging_goes_on_and_table_changes_count_after_invlpg() {
+    // 32-bit paging with one table at 0x20000: page 5 -> 6, then -> 7.
+    let mut guest = guest(|a| {
+        a.mov(dword_ptr(0x1_f000), 0x2_0007)?;
+        a.mov(edi, 0x2_0000)?;
+        a.mov(eax, 7)?;
+        a.mov(ecx, 1024)?;
+        let mut fill = a.create_label();
+        a.set_label(&mut fill)?;
+        a.stosd()?;
+        a.add(eax, 0x1000)?;
+        a.loop_(fill)?;
+        a.mov(dword_ptr(0x6000), 0x66)?;
+        a.mov(dword_ptr(0x7000), 0x77)?;
+        a.mov(dword_ptr(0x2_0014), 0x6007)?;
+        a.mov(eax, 0x1_f000)?;
+        a.mov(cr3, eax)?;
+        a.mov(eax, cr0)?;
+        a.or(eax, 0x8000_0000u32.cast_signed())?;
+        a.mov(cr0, eax)?;
+        a.mov(ebx, dword_ptr(0x5000))?;
+        a.mov(dword_ptr(0x2_0014), 0x7007)?;
+        a.invlpg(dword_ptr(0x5000))?;
+        a.mov(edx, dword_ptr(0x5000))?;
+        a.mov(dword_ptr(0x5000), 0x88)?;
+        a.hlt()
+    });
+    assert_eq!(guest.run(VmEntry::Resume), VmExit::Hlt);
+    let regs = guest.vcpu.regs().unwrap();
+    assert_eq!((regs.rbx, regs.rdx), (0x66, 0x77));
+    let mut word = [0; 4];
+    guest.ram.read(Gpa::new(0x7000), &mut word).unwrap();
+    assert_eq!(u32::from_le_bytes(word), 0x88);
+}
+
+#[test]
+fn cpuid_announces_no_more_than_there_is() {
+    let mut guest = guest(|a| {
+        a.mov(eax, 1)?;
+        a.cpuid()?;
+        a.hlt()
+    });
+    assert_eq!(guest.run(VmEntry::Resume), VmExit::Hlt);
+    let regs = guest.vcpu.regs().unwrap();
+    const SSE_AND_SSE2: u64 = 3 << 25;
+    assert_eq!(regs.rdx & SSE_AND_SSE2, 0, "no SSE floating point yet");
+    assert_ne!(regs.rcx & 1 << 31, 0, "it is a virtual machine");
+}
