@@ -6,6 +6,8 @@
 
 use crate::exit::{FatalExit, InsnBytes, SystemEvent, VmEntry, VmExit};
 use crate::fallback::FallbackCounts;
+#[cfg(target_arch = "x86_64")]
+use crate::shadow::ShadowCounts;
 use crate::stats::{BusStats, ExitKind, ExitTally, VcpuStats};
 use std::sync::Arc;
 use std::time::Instant;
@@ -71,6 +73,8 @@ pub struct ExitHandler<O = NoObserver> {
     tally: ExitTally,
     went_to_memory: u64,
     in_software: Option<FallbackCounts>,
+    #[cfg(target_arch = "x86_64")]
+    shadow: Option<ShadowCounts>,
     /// When the last exit had been handled; only if time is taken.
     since: Option<Instant>,
 }
@@ -100,6 +104,8 @@ impl<O: MmuObserver> ExitHandler<O> {
             tally: ExitTally::default(),
             went_to_memory: 0,
             in_software: None,
+            #[cfg(target_arch = "x86_64")]
+            shadow: None,
             since: None,
         }
     }
@@ -116,6 +122,23 @@ impl<O: MmuObserver> ExitHandler<O> {
     pub fn with_fallback(mut self, counts: FallbackCounts) -> Self {
         self.in_software = Some(counts);
         self
+    }
+
+    /// Takes the shadow MMU's word for what is MMIO, and includes in its statistics how that was recognised.
+    #[cfg(target_arch = "x86_64")]
+    #[must_use]
+    pub fn with_shadow(mut self, counts: ShadowCounts) -> Self {
+        self.shadow = Some(counts);
+        self
+    }
+
+    /// Whether somebody has recognised the access as MMIO already.
+    #[inline]
+    fn is_recognised(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.shadow.as_ref().is_some_and(ShadowCounts::take_recognised);
+        #[cfg(not(target_arch = "x86_64"))]
+        false
     }
 
     /// Answers an exit.
@@ -173,6 +196,10 @@ impl<O: MmuObserver> ExitHandler<O> {
         } else {
             Direction::Write
         };
+        if self.is_recognised() {
+            let answer = self.mmio.access(gpa, size, op);
+            return enter(op, answer.value, answer.effect);
+        }
         match self.mmu.lookup(&mut self.direct, &mut self.slots, gpa, direction) {
             MmioAnswer::Mmio(_) | MmioAnswer::ReadOnlyWrite(_) => {}
             MmioAnswer::Retry(_) => {
@@ -218,6 +245,10 @@ impl<O: MmuObserver> ExitHandler<O> {
     /// Everything counted so far. Allocates; not for the exit path.
     pub fn stats(&self) -> VcpuStats {
         let mut stats = VcpuStats::new(&self.tally, self.direct.stats(), self.went_to_memory);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(shadow) = &self.shadow {
+            stats.mmio.add_shadow(&shadow.get());
+        }
         stats.mmio_bus = BusStats::of(&self.mmio);
         stats.port_bus = BusStats::of(&self.ports);
         stats.in_software = self

@@ -8,6 +8,8 @@ use umbra_devices::{BusAddress, BusCursor, IoOp};
 use umbra_mmu::direct::DirectStats;
 
 use crate::exit::VmExit;
+#[cfg(target_arch = "x86_64")]
+use crate::shadow::ShadowRun;
 
 /// The kinds of exit that are counted apart.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
@@ -165,6 +167,16 @@ impl MmioStats {
     /// Accesses.
     pub const fn accesses(&self) -> u64 {
         self.cache_hits + self.spte_hits + self.searches
+    }
+
+    /// Adds what was recognised on shadow tables.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn add_shadow(&mut self, run: &ShadowRun) {
+        self.cache_hits += run.mmu.cache_hits;
+        self.spte_hits += run.mmu.spte_hits;
+        self.searches += run.searches;
+        self.stale += run.mmu.stale;
+        self.created += run.mmu.created;
     }
 
     /// Accesses that needed no search of the memory slots.

@@ -1,11 +1,12 @@
 //! The instruction core's world during a fallback: guest memory through the guest's page tables and the memory slots,
 //! devices through exits, the rest from the backend.
 
-use super::host::EmulationHost;
+use super::host::{EmulationHost, NotKnown};
 use super::parts::Parts;
 use super::replay::Replay;
 use crate::backend::BackendError;
 use crate::emulate::{Access, AccessKind, CpuState, Exception, Memory, Platform, Request, Stop, Translation};
+use crate::regs::SystemRegs;
 use crate::split::Transfer;
 use std::sync::{Mutex, PoisonError};
 use umbra_devices::{IoOp, IoSize};
@@ -45,7 +46,7 @@ impl<'a, B: EmulationHost> Guest<'a, B> {
         state: &CpuState,
     ) -> Result<Self, BackendError> {
         let cpu = describe(backend)?;
-        let paging = paging(state, cpu, slots);
+        let paging = paging(&state.sys, state.rflags, state.fpu.pkru(), cpu, slots);
         Ok(Self {
             backend,
             slots,
@@ -60,6 +61,11 @@ impl<'a, B: EmulationHost> Guest<'a, B> {
     /// Reads parts of the vCPU's state.
     pub fn load(&mut self, state: &mut CpuState, parts: Parts) -> Result<(), BackendError> {
         self.backend.load_parts(state, parts)
+    }
+
+    /// What to do about an instruction that the core doesn't know.
+    pub fn not_known(&mut self) -> Result<NotKnown, BackendError> {
+        self.backend.not_known()
     }
 
     /// Whether translations were invalidated.
@@ -180,6 +186,7 @@ impl<B: EmulationHost> Memory for Guest<'_, B> {
             self.slots
                 .write(part.gpa, &bytes[part.from..part.to])
                 .map_err(|_| Stop::Contended)?;
+            self.backend.wrote_memory(part.gpa, part.to - part.from);
         }
         Ok(())
     }
@@ -195,7 +202,11 @@ impl<B: EmulationHost> Memory for Guest<'_, B> {
             && old.len() <= 8
             && let Some(place) = Place::of(part.gpa, old.len())
         {
-            return place.exchange(self.slots, old, new).map_err(|_| Stop::Contended);
+            let exchanged = place.exchange(self.slots, old, new).map_err(|_| Stop::Contended)?;
+            if exchanged {
+                self.backend.wrote_memory(part.gpa, old.len());
+            }
+            return Ok(exchanged);
         }
         let _guard = WIDE_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
         let mut present = [0; 16];
@@ -307,7 +318,7 @@ impl<B: EmulationHost> Platform for Guest<'_, B> {
         match change {
             Translation::InvalidateAddress(_) | Translation::InvalidateAll => self.flush = true,
             Translation::ControlsChanged | Translation::PrivilegeChanged => {
-                self.paging = paging(state, self.cpu, self.slots);
+                self.paging = paging(&state.sys, state.rflags, state.fpu.pkru(), self.cpu, self.slots);
             }
         }
     }
@@ -318,7 +329,7 @@ impl<B: EmulationHost> Platform for Guest<'_, B> {
 }
 
 /// What the guest's CPUID says about paging.
-fn describe<B: EmulationHost>(backend: &mut B) -> Result<GuestCpu, BackendError> {
+pub(crate) fn describe<B: EmulationHost>(backend: &mut B) -> Result<GuestCpu, BackendError> {
     let [_, b, c, d] = backend.cpuid(0, 0)?;
     let amd = [b, d, c] == [*b"Auth", *b"enti", *b"cAMD"].map(u32::from_le_bytes);
     let [width, ..] = backend.cpuid(0x8000_0008, 0)?;
@@ -335,16 +346,15 @@ fn describe<B: EmulationHost>(backend: &mut B) -> Result<GuestCpu, BackendError>
     })
 }
 
-/// The paging unit's state.
-fn paging(state: &CpuState, cpu: GuestCpu, slots: &Memslots) -> PagingState {
-    let sys = &state.sys;
+/// The paging unit's state. PDPTE registers are read from memory, as if CR3 had just been loaded.
+pub(crate) fn paging(sys: &SystemRegs, rflags: u64, pkru: u32, cpu: GuestCpu, slots: &Memslots) -> PagingState {
     let mut regs = PagingRegs {
         cr0: sys.cr0,
         cr3: sys.cr3,
         cr4: sys.cr4,
         efer: sys.efer,
-        rflags: state.rflags,
-        pkru: state.fpu.pkru(),
+        rflags,
+        pkru,
         pdptes: [0; 4],
         cpu,
     };

@@ -2,7 +2,8 @@
 
 use super::Parts;
 use crate::backend::{BackendError, VcpuBackend};
-use crate::emulate::CpuState;
+use crate::emulate::{CpuState, Exception};
+use umbra_memslots::Gpa;
 
 /// A backend that lets the state of its vCPU be read and written in every detail.
 pub trait EmulationHost: VcpuBackend {
@@ -48,4 +49,27 @@ pub trait EmulationHost: VcpuBackend {
     /// # Errors
     /// The host failed.
     fn flush_translations(&mut self) -> Result<(), BackendError>;
+
+    /// Guest memory was written on behalf of an instruction: `bytes` bytes at `gpa`, not across a page. For backends that
+    /// have derived something from it.
+    fn wrote_memory(&mut self, _gpa: Gpa, _bytes: usize) {}
+
+    /// The core doesn't know the instruction either. What now?
+    ///
+    /// # Errors
+    /// The host failed.
+    fn not_known(&mut self) -> Result<NotKnown, BackendError> {
+        Ok(NotKnown::GiveUp)
+    }
+}
+
+/// What to do about an instruction that nobody can execute in software.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotKnown {
+    /// The guest can't go on.
+    GiveUp,
+    /// It raised this exception when the hardware tried it.
+    Deliver(Exception),
+    /// The backend has removed what kept the hardware from executing it.
+    RunAgain,
 }

@@ -10,7 +10,8 @@ pub mod host;
 mod parts;
 pub(crate) mod replay;
 
-pub use host::EmulationHost;
+pub(crate) use guest::{describe, paging};
+pub use host::{EmulationHost, NotKnown};
 pub use parts::Parts;
 
 use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
@@ -132,8 +133,13 @@ impl<B: EmulationHost> Fallback<B> {
             }
             Step::Fault(fault) => Outcome::delivered(&mut cpu, fault),
             Step::Pending(request) => Outcome::Wait(request),
-            // A backend that can't even halt is beyond help.
-            Step::Halt | Step::Unsupported(_) => Outcome::Unknown,
+            Step::Halt => Outcome::Halted(Box::new(cpu.state.clone())),
+            Step::Unsupported(_) => match cpu.env.not_known() {
+                Ok(NotKnown::Deliver(exception)) => Outcome::delivered(&mut cpu, exception),
+                Ok(NotKnown::RunAgain) => return Ok(Attempt::Done),
+                Ok(NotKnown::GiveUp) => Outcome::Unknown,
+                Err(error) => return Err(error),
+            },
             Step::TripleFault => Outcome::Shutdown,
         };
         if let Some(error) = cpu.env.take_error() {
@@ -158,6 +164,12 @@ impl<B: EmulationHost> Fallback<B> {
                 self.replay.clear();
                 self.counts.add(mnemonic);
                 Ok(Attempt::Done)
+            }
+            Outcome::Halted(state) => {
+                self.store(before, &state, parts)?;
+                self.replay.clear();
+                self.counts.add(mnemonic);
+                Ok(Attempt::Exit(VmExit::Hlt))
             }
             Outcome::Wait(request) => {
                 let exit = match request {
@@ -187,7 +199,12 @@ impl<B: EmulationHost> Fallback<B> {
 
 /// How the core's work ended, the world let go of.
 enum Outcome {
-    Executed { state: Box<CpuState>, flush: bool },
+    Executed {
+        state: Box<CpuState>,
+        flush: bool,
+    },
+    /// Executed, and the CPU waits for an interrupt.
+    Halted(Box<CpuState>),
     Wait(Request),
     Shutdown,
     Unknown,

@@ -105,6 +105,15 @@ impl KvmVcpu {
         Ok(())
     }
 
+    /// Takes note of a kick without entering the guest. Says whether there was one.
+    pub(crate) fn take_kick(&mut self) -> bool {
+        let requested = self.kick.is_requested();
+        if requested {
+            self.kick.acknowledge();
+        }
+        requested
+    }
+
     /// Where the guest's page tables, as KVM walks them, put a linear address; `None` if they do not map it.
     ///
     /// # Errors

@@ -4,6 +4,8 @@
 //! for supervisors only: the descriptor tables, the stubs, their stack, and all page tables. The guest's CPL 3 code can't
 //! reach it; what a guest has mapped for itself there is never mapped for real but emulated.
 
+use umbra_memslots::Gva;
+
 /// Bytes of a page table.
 pub(super) const TABLE_BYTES: u64 = 4096;
 /// GDT, and at [`TSS`] the task state.
@@ -48,4 +50,9 @@ pub(super) const MONITOR_ENTRY: u64 = 8 * MONITOR_SLOT;
 /// Linear address of a byte of the arena, under every root.
 pub(super) const fn linear(offset: u64) -> u64 {
     (0xffff << 48) | (MONITOR_SLOT << SLOT_SHIFT) | offset
+}
+
+/// Whether the guest can't have this address for itself.
+pub(super) const fn is_monitors(gva: Gva) -> bool {
+    gva.get() >> SLOT_SHIFT == linear(0) >> SLOT_SHIFT
 }

@@ -1,7 +1,8 @@
 //! CPL 3 code on a real CPU, on shadow tables of ours.
 //!
 //! Read in this order: `layout` and `arena` (what lies where), `monitor` (what takes exceptions), [`tables`], [`tlb`] and
-//! [`frames`] (the shadow MMU's ports), [`native`] (a run of user code).
+//! [`frames`] (the shadow MMU's ports), [`native`] (a run of user code); then [`cpu`], a whole vCPU made of
+//! it, with [`follower`] and [`counts`] beside it.
 
 #[expect(unsafe_code, reason = "shares memory with a VM")]
 #[expect(
@@ -9,6 +10,9 @@
     reason = "counts of tables, and offsets within a mapping of this process"
 )]
 mod arena;
+pub mod counts;
+pub mod cpu;
+pub mod follower;
 pub mod frames;
 mod layout;
 mod monitor;
@@ -18,6 +22,9 @@ pub mod tables;
 pub mod tlb;
 
 pub use arena::{ArenaError, MAX_TABLES};
+pub use counts::{ShadowCounts, ShadowRun};
+pub use cpu::ShadowCpu;
+pub use follower::ShadowFollower;
 pub use frames::SlotFrames;
 pub use native::{NativeCpu, NativeError, NativeExit};
 pub use tables::SharedTables;

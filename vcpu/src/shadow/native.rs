@@ -9,13 +9,13 @@ use super::layout::{EDITS, HOME_ROOT, MAX_EDITS, MONITOR_ENTRY, ROUTINE, STACK, 
 use super::monitor;
 use super::tables::SharedTables;
 use super::tlb::ShadowTlb;
-use crate::backend::{BackendError, VcpuBackend};
+use crate::backend::{BackendError, Kick, VcpuBackend};
 use crate::emulate::state::{cr0, cr4, efer};
 use crate::emulate::{Exception, flags};
 use crate::exit::{FatalExit, VmEntry, VmExit};
 use crate::fallback::EmulationHost;
 use crate::kvm::{KvmError, KvmVcpu, KvmVm};
-use crate::regs::{Regs, SystemRegs};
+use crate::regs::{Regs, Segment, SystemRegs};
 use std::sync::Arc;
 use umbra_memslots::Gva;
 use umbra_mmu::shadow::ShadowRoot;
@@ -101,6 +101,16 @@ impl NativeCpu {
         self.tlb.clone()
     }
 
+    /// Gets the vCPU out of the guest.
+    pub(super) fn kick_handle(&self) -> Box<dyn Kick> {
+        self.vcpu.kick_handle()
+    }
+
+    /// The KVM vCPU, for what isn't ordinary registers.
+    pub(super) fn vcpu(&mut self) -> &mut KvmVcpu {
+        &mut self.vcpu
+    }
+
     /// The value of CR3 for a root, which the monitor is put into. `None` if no CPU of ours can walk it.
     pub fn enter_root(&self, root: ShadowRoot) -> Option<u64> {
         let entry = monitor::root_entry(&self.arena);
@@ -159,8 +169,14 @@ impl NativeCpu {
             self.forget(cr3)?;
             return Ok(None);
         }
+        // Keys and 64-bit code are for guests in long mode; ours always is in it.
+        let long = guest.efer & efer::LMA != 0;
+        let without_keys = if long { 0 } else { cr4::PKE };
         let system = SystemRegs {
-            cs: guest.cs,
+            cs: Segment {
+                long: guest.cs.long && long,
+                ..guest.cs
+            },
             ds: guest.ds,
             es: guest.es,
             fs: guest.fs,
@@ -168,7 +184,7 @@ impl NativeCpu {
             ss: guest.ss,
             cr2: guest.cr2,
             cr0: cr0::PE | cr0::PG | cr0::WP | cr0::ET | guest.cr0 & USER_CR0,
-            cr4: cr4::PAE | self.umip | guest.cr4 & self.cr4_mask,
+            cr4: cr4::PAE | self.umip | guest.cr4 & self.cr4_mask & !without_keys,
             ..self.context(cr3)
         };
         self.system = system;
