@@ -48,8 +48,8 @@ struct Guest {
 }
 
 /// A guest in long mode, about to run `code` at CPL 3 with IOPL 3. Everything below 2 MiB is its own to write, page tables
-/// included; at [`DEVICE`] there is no memory. A page fault is taken by code at CPL 0 that counts in R15, puts CR2 into R14
-/// and goes on at the address in R13.
+/// included; at [`DEVICE`] there is no memory. A page fault is taken by code at CPL 0 that counts in R15, loads CR3,
+/// puts CR2 into R14 and goes on at the address in R13.
 fn guest(code: impl FnOnce(&mut CodeAssembler)) -> Option<Guest> {
     let options = VmOptions {
         irqchip: Irqchip::None,
@@ -125,6 +125,8 @@ fn guest(code: impl FnOnce(&mut CodeAssembler)) -> Option<Guest> {
 
 fn assemble_handler(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.inc(r15)?;
+    a.mov(r14, cr3)?;
+    a.mov(cr3, r14)?;
     a.mov(r14, cr2)?;
     a.add(rsp, 8)?;
     a.mov(ptr(rsp), r13)?;
@@ -289,15 +291,18 @@ fn page_fault_goes_through_the_guests_own_idt_and_comes_back() {
 }
 
 #[test]
-fn guest_that_edits_its_own_tables_sees_the_change() {
+fn guest_that_edits_its_own_tables_sees_the_change_when_it_has_flushed() {
     let code = |a: &mut CodeAssembler| {
-        // A table that maps itself, too.
+        let mut resume = a.create_label();
         let entry = PAGES + 8 * (DATA >> 12);
         a.mov(qword_ptr(DATA as u32), 11).unwrap();
         a.mov(qword_ptr(DATA as u32 + 0x1000), 22).unwrap();
         a.mov(rax, qword_ptr(DATA as u32)).unwrap();
-        // The page is now the next one. Shadows follow at once, INVLPG is not even needed.
+        // The page is now the next one. The handler of page faults loads CR3.
         a.add(qword_ptr(entry as u32), 0x1000).unwrap();
+        a.lea(r13, ptr(resume)).unwrap();
+        a.mov(ecx, dword_ptr(0x4000_0000)).unwrap();
+        a.set_label(&mut resume).unwrap();
         a.shl(rax, 8).unwrap();
         a.add(rax, qword_ptr(DATA as u32)).unwrap();
         leave(a);
@@ -305,48 +310,55 @@ fn guest_that_edits_its_own_tables_sees_the_change() {
     let Some(mut guest) = guest(code) else { return };
     let (exits, value) = guest.play();
     assert_eq!((exits, value), (vec![], 11 << 8 | 22));
-    assert_eq!(guest.counts.get().mmu.tracked_writes, 1);
 }
 
-/// `fistp` to the entry that maps 2 MiB + 4 KiB, which is in use; then a read through it.
-fn edit_by_fistp(entry: u64) -> impl FnOnce(&mut CodeAssembler) {
+/// Where 3 GiB + 2 MiB is mapped from, by turns.
+const BEFORE: u64 = 0xa000;
+const AFTER: u64 = 0xb000;
+
+/// `fistp` of an entry that leads to [`AFTER`] to a place in a table, then a read of what that maps.
+fn edit_by_fistp(place: u64) -> impl FnOnce(&mut CodeAssembler) {
     move |a| {
         a.mov(dword_ptr(DATA as u32), 0x77).unwrap();
-        a.mov(rax, DATA | 0x67).unwrap();
+        a.mov(rax, AFTER | 0x67).unwrap();
         a.mov(qword_ptr(DATA as u32 + 8), rax).unwrap();
-        a.mov(eax, dword_ptr(0x20_1000)).unwrap();
+        a.mov(ebx, (DEVICE + (2 << 20)) as u32).unwrap();
+        a.mov(eax, dword_ptr(rbx)).unwrap();
         a.fild(qword_ptr(DATA as u32 + 8)).unwrap();
-        a.fistp(qword_ptr(entry as u32)).unwrap();
-        a.mov(eax, dword_ptr(0x20_1000)).unwrap();
+        a.fistp(qword_ptr(place as u32)).unwrap();
+        a.mov(eax, dword_ptr(rbx)).unwrap();
         leave(a);
+    }
+}
+
+impl Guest {
+    fn with_two_tables(self) -> Self {
+        for (at, value) in [(HIGH + 8, BEFORE), (BEFORE, 0x4_0000), (AFTER, DATA)] {
+            let entry = value | 0x67;
+            self.ram.write(Gpa::new(at), &entry.to_le_bytes()).unwrap();
+        }
+        self
     }
 }
 
 #[test]
 fn table_that_is_written_by_an_instruction_unknown_to_software_loses_its_shadow() {
-    const OTHER: u64 = 0xa000;
-    let Some(mut guest) = guest(edit_by_fistp(OTHER + 8)) else {
+    let Some(guest) = guest(edit_by_fistp(HIGH + 8)) else {
         return;
     };
-    for (at, value) in [(LOW + 8, OTHER | 0x67), (OTHER + 8, 0x4_0000 | 0x67)] {
-        guest.ram.write(Gpa::new(at), &value.to_le_bytes()).unwrap();
-    }
+    let mut guest = guest.with_two_tables();
     let (exits, value) = guest.play();
     assert_eq!((exits, value), (vec![], 0x77));
-    assert_eq!(guest.get64(OTHER + 8) & !0x60, DATA | 7);
+    assert_eq!(guest.get64(HIGH + 8) & !0x60, AFTER | 7);
+    assert!(guest.counts.get().mmu.tracked_writes >= 1);
 }
 
 #[test]
-fn table_that_maps_itself_and_is_written_by_an_unknown_instruction_is_too_much() {
-    // The 2 MiB region is mapped by the same table as the first one, which holds the written entry as well.
-    let Some(mut guest) = guest(edit_by_fistp(PAGES + 8)) else {
+fn table_through_which_it_is_written_itself_by_an_unknown_instruction_is_too_much() {
+    let Some(guest) = guest(edit_by_fistp(LOW + 8)) else {
         return;
     };
-    guest
-        .ram
-        .write(Gpa::new(LOW + 8), &(PAGES | 0x67).to_le_bytes())
-        .unwrap();
-    let exit = guest.cpu.run(VmEntry::Resume).unwrap();
+    let exit = guest.with_two_tables().cpu.run(VmEntry::Resume).unwrap();
     assert!(matches!(exit, VmExit::EmulationFailure { .. }), "{exit:?}");
 }
 

@@ -318,6 +318,8 @@ impl<B: EmulationHost> Platform for Guest<'_, B> {
         match change {
             Translation::InvalidateAddress(_) | Translation::InvalidateAll => self.flush = true,
             Translation::ControlsChanged | Translation::PrivilegeChanged => {
+                // A load of CR3 with the same value is a flush, too.
+                self.flush |= change == Translation::ControlsChanged;
                 self.paging = paging(&state.sys, state.rflags, state.fpu.pkru(), self.cpu, self.slots);
             }
         }

@@ -146,7 +146,12 @@ impl ShadowCpu {
                 return Ok(self.software(Reason::Other));
             }
             self.update_paging(regs.rflags)?;
-            let root = self.mmu.root(&mut self.own, AddressSpaceId::Normal, &mut self.tlb);
+            let root = self.mmu.root(
+                &mut self.own,
+                self.slots.snapshot(),
+                AddressSpaceId::Normal,
+                &mut self.tlb,
+            );
             let Some(cr3) = self.native.enter_root(root) else {
                 return Ok(self.software(Reason::Other));
             };

@@ -27,6 +27,8 @@ const HOLE: u64 = 14;
 const CODE_PAGE: u64 = PAGES;
 const CODE_TABLES: u64 = PAGES + 1;
 const ALL_PAGES: u64 = PAGES + 4;
+/// Memory for large pages.
+pub const LARGE: std::ops::Range<u64> = 512..1024;
 /// Where the code is in modes with 64-bit and with 32-bit linear addresses.
 const CODE_64: u64 = 5 << 39;
 const CODE_32: u64 = 0xc000_0000;
@@ -85,6 +87,7 @@ impl Machine {
             (0, READ_ONLY, SlotFlags::empty()),
             (READ_ONLY, HOLE - READ_ONLY, SlotFlags::READ_ONLY),
             (CODE_PAGE, ALL_PAGES - CODE_PAGE, SlotFlags::empty()),
+            (LARGE.start, LARGE.end - LARGE.start, SlotFlags::empty()),
         ] {
             let backing: Arc<dyn Backing> = Arc::new(HostMapping::anonymous(pages << 12).unwrap());
             ram.add(NewSlot::whole(Gpa::new(first << 12), backing).with_flags(flags))
@@ -102,6 +105,9 @@ impl Machine {
             exits: 0,
             _vm: vm,
         };
+        for page in LARGE {
+            machine.put_data(page);
+        }
         machine.put(CODE_PAGE << 12 | READ, &[0x8b, 0x07, 0x0f, 0x0b]);
         machine.put(CODE_PAGE << 12 | WRITE, &[0x89, 0x37, 0x0f, 0x0b]);
         Ok(machine)
@@ -109,6 +115,13 @@ impl Machine {
 
     fn put(&self, at: u64, bytes: &[u8]) {
         self.ram.write(Gpa::new(at), bytes).unwrap();
+    }
+
+    /// Fills a page: its first half is executable, its second tells where it is.
+    fn put_data(&self, page: u64) {
+        let mut bytes: Vec<u8> = UD2.iter().copied().cycle().take(0x800).collect();
+        bytes.extend((0..0x200u32).flat_map(|word| ((page as u32) << 16 | word).to_le_bytes()));
+        self.put(page << 12, &bytes);
     }
 
     pub fn put64(&self, at: u64, value: u64) {
@@ -121,15 +134,13 @@ impl Machine {
         u32::from_le_bytes(bytes)
     }
 
-    /// Empties the tables, refills the data (its first half is executable, its second tells where it is), and maps the
+    /// Empties the tables, refills the data, and maps the
     /// code in tables of its own.
     pub fn new_world(&mut self, mode: PagingMode, root: u64) {
         self.mmu.zap_all(&mut NoObserver, &mut self.tlb);
         self.put(0, &vec![0; (TABLE_PAGES << 12) as usize]);
         for page in TABLE_PAGES..READ_ONLY {
-            let mut bytes: Vec<u8> = UD2.iter().copied().cycle().take(0x800).collect();
-            bytes.extend((0..0x200u32).flat_map(|word| ((page as u32) << 16 | word).to_le_bytes()));
-            self.put(page << 12, &bytes);
+            self.put_data(page);
         }
         let [a, b, c] = [0, 1, 2].map(|index| (CODE_TABLES + index) << 12);
         self.put(a, &[0; 3 << 12]);
@@ -152,6 +163,12 @@ impl Machine {
             }
             PagingMode::None | PagingMode::Level5 => unreachable!("not among the modes that are tested"),
         }
+    }
+
+    /// Whether there is code that may be run: data that nobody has taken for a table, whose flags are set then.
+    pub fn holds_code(&self, gpa: u64) -> bool {
+        let data = (TABLE_PAGES..READ_ONLY).contains(&(gpa >> 12)) || LARGE.contains(&(gpa >> 12));
+        data && self.get32(gpa).to_le_bytes() == [UD2[0], UD2[1], UD2[0], UD2[1]]
     }
 
     /// Loads the PDPTE registers, if that mode has them.
@@ -362,6 +379,7 @@ fn segments(long: bool) -> SystemRegs {
         fs: data,
         gs: data,
         ss: data,
+        efer: if long { 1 << 10 } else { 0 },
         ..SystemRegs::default()
     }
 }

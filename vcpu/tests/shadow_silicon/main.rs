@@ -16,13 +16,13 @@ mod machine;
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod rng;
 
-use machine::{Machine, PAGES, Seen, TABLE_PAGES};
+use machine::{LARGE, Machine, PAGES, Seen, TABLE_PAGES};
 use rng::Rng;
 use std::collections::BTreeMap;
 use umbra_mmu::shadow::ShadowVcpu;
 use umbra_mmu::x86::{Access, AccessKind, GuestCpu, PagingMode, PagingRegs, PagingState, Privilege};
 
-const DEFAULT_CASES: u64 = 2_000;
+const DEFAULT_CASES: u64 = 3_000;
 const DEFAULT_SEED: u64 = 0x7761_6c6b;
 /// Accesses to one set of tables.
 const PER_WORLD: u64 = 40;
@@ -63,7 +63,16 @@ fn silicon_on_shadow_tables_agrees_with_every_walker() {
         println!("{count:8}  {outcome}");
     }
     for mode in ["Level4", "Pae", "Bits32"] {
-        for outcome in ["Ram", "Mmio", "Fault(4)", "Fault(5)", "Fault(7)", "Tracked", "ReadOnly"] {
+        for outcome in [
+            "Ram",
+            "Ram, large",
+            "Mmio",
+            "Fault(4)",
+            "Fault(5)",
+            "Fault(7)",
+            "Tracked",
+            "ReadOnly",
+        ] {
             let name = format!("{mode} {outcome}");
             assert!(cases < DEFAULT_CASES || seen.contains_key(&name), "never seen: {name}");
         }
@@ -111,15 +120,18 @@ fn world(machine: &mut Machine, rng: &mut Rng, mode: PagingMode, seen: &mut BTre
         let expected = machine
             .expected(&regs, gva, access)
             .unwrap_or_else(|why| panic!("{}", context(&why)));
-        // Only data pages hold code that may be run.
         if let (AccessKind::Fetch, Seen::Ram(gpa)) = (kind, expected)
-            && !(TABLE_PAGES..PAGES - 4).contains(&(gpa >> 12))
+            && !machine.holds_code(gpa)
         {
             continue;
         }
         let got = machine
             .access(&mut vcpu, &regs, gva, access)
             .unwrap_or_else(|why| panic!("{}", context(&why)));
+        if kind == AccessKind::Write && matches!(got, Seen::Ram(gpa) if gpa >> 12 < TABLE_PAGES) {
+            // A table of the last level, written without our knowledge. A guest flushes then.
+            vcpu.set_state(PagingState::new(&regs));
+        }
         let plain = if let Seen::Tracked(gpa) = got {
             Seen::Ram(gpa)
         } else {
@@ -134,6 +146,7 @@ fn world(machine: &mut Machine, rng: &mut Rng, mode: PagingMode, seen: &mut BTre
 
 fn name(seen: Seen) -> String {
     match seen {
+        Seen::Ram(gpa) if LARGE.contains(&(gpa >> 12)) => "Ram, large".to_owned(),
         Seen::Ram(_) => "Ram".to_owned(),
         Seen::Tracked(_) => "Tracked".to_owned(),
         Seen::ReadOnly(_) => "ReadOnly".to_owned(),
@@ -196,8 +209,8 @@ fn entry(rng: &mut Rng, mode: PagingMode, page: u64) -> u64 {
             16 | 17 => 0x65,
             18 => 0x63,
             19 => 0x27,
-            // A large page, at 0 so that it is aligned.
-            20 => return 0xe7,
+            // A large page, aligned: partly memory and partly not, or all of it.
+            20 => return rng.pick(&[0xe7, 0xe5, LARGE.start << 12 | 0xe7, LARGE.start << 12 | 0xe5]),
             _ => rng.below(0x200),
         };
         page << 12 | flags
