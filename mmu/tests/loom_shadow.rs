@@ -13,8 +13,8 @@ use umbra_memslots::{
 use umbra_mmu::NoObserver;
 use umbra_mmu::direct::{FoundSlot, SlotSet};
 use umbra_mmu::shadow::{
-    BitSpan, FaultOutcome, FoundFrame, FrameSource, GenerationSpans, HostParams, ShadowFault, ShadowMmu, ShadowVcpu,
-    SpteLayout, TlbControl,
+    BitSpan, DirtyLog, FaultOutcome, FoundFrame, FrameSource, GenerationSpans, HostParams, ShadowFault, ShadowMmu,
+    ShadowVcpu, SpteLayout, TlbControl,
 };
 use umbra_mmu::tables::HeapTables;
 use umbra_mmu::x86::{GuestCpu, PageFaultCode, PagingRegs, PagingState};
@@ -72,6 +72,7 @@ impl FrameSource for Fixed {
                 slot,
                 address: gfn.base().get(),
                 largest: 1,
+                log: DirtyLog::Off,
             }),
         )
     }

@@ -19,10 +19,10 @@ use machine::{Machine, Seen, vcpu};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use stale::{History, known};
-use std::collections::BTreeMap;
-use umbra_memslots::Gva;
+use std::collections::{BTreeMap, BTreeSet};
+use umbra_memslots::{GfnRange, Gva};
 use umbra_mmu::guest_walk::{PdpteLoad, load_pdptes};
-use umbra_mmu::shadow::{BitSpan, GenerationSpans, HostParams, ShadowVcpu};
+use umbra_mmu::shadow::{BitSpan, DirtyLog, GenerationSpans, HostParams, ShadowVcpu};
 use umbra_mmu::x86::{Access, AccessKind, GuestCpu, PagingMode, PagingRegs, PagingState, Privilege};
 
 const PAGES: u64 = 12;
@@ -51,6 +51,12 @@ enum Step {
     },
     /// Slots appear, vanish, become read-only.
     Slots { present: u64, read_only: u64 },
+    /// The log of dirty pages is switched.
+    Log(DirtyLog),
+    /// It is read.
+    ReadLog,
+    /// The accessed flags of leaves are cleared.
+    Age,
     /// Everything is zapped.
     ZapAll,
 }
@@ -113,7 +119,7 @@ fn leaf_entry(mode: u8, value: u64) -> u64 {
 
 /// Guest entries: mostly to pages of the memory (tables among them) and to MMIO above it, mostly well-formed.
 fn any_entry() -> impl Strategy<Value = u64> {
-    let page = prop_oneof![14 => 0..PAGES, 3 => PAGES..PAGES + 4, 1 => Just(0x3_0000u64), 1 => Just((1 << 36) - 1)];
+    let page = prop_oneof![14 => 0..PAGES, 3 => PAGES..PAGES + 4, 1 => Just(0x3_0000u64), 1 => Just(1u64 << 18), 1 => Just((1 << 18) + 512), 1 => Just((1 << 36) - 1)];
     let flags = prop_oneof![10 => Just(0x07u64), 4 => Just(0x67), 2 => Just(0x27), 3 => 0u64..0x200, 1 => Just(0x87), 2 => Just(0x05)];
     let key = prop_oneof![3 => Just(0u64), 1 => 0u64..16];
     let odd = prop_oneof![20 => Just(0u64), 1 => Just(1 << 63), 1 => (0u32..64).prop_map(|bit| 1 << bit)];
@@ -157,6 +163,10 @@ fn any_step(mode: u8) -> impl Strategy<Value = Step> {
             present: (a | b | c) & ((1 << PAGES) - 1),
             read_only: a & b & c & ((1 << PAGES) - 1),
         }),
+        1 => prop_oneof![Just(DirtyLog::Off), Just(DirtyLog::WriteProtection), Just(DirtyLog::DirtyFlags)]
+            .prop_map(Step::Log),
+        3 => Just(Step::ReadLog),
+        1 => Just(Step::Age),
         1 => Just(Step::ZapAll),
     ]
 }
@@ -200,6 +210,36 @@ fn registers(ram: &machine::Ram, mode: u8, root: u64, bits: u64, pkru: u32) -> P
         _ => [0, 1, 2, 3].map(|index| ram.memory.get(regs.cr3 + 8 * index) & 0x1_f001),
     };
     regs
+}
+
+/// All memory that there can be.
+fn everything() -> GfnRange {
+    machine::range(0, 1 << 20)
+}
+
+/// Whatever was written since the log was last read is in it.
+fn read_log(machine: &mut Machine, written: &mut BTreeSet<u64>) -> Result<(), TestCaseError> {
+    let log = machine.ram.log.get();
+    let dirty: BTreeSet<u64> = match log {
+        DirtyLog::Off => return Ok(()),
+        DirtyLog::WriteProtection => {
+            let dirty = machine.ram.dirty.take();
+            machine.mmu.start_logging(&mut machine.tlb, everything(), log);
+            dirty
+        }
+        DirtyLog::DirtyFlags => {
+            let dirty = machine.mmu.collect_dirty(&mut machine.tlb, everything());
+            dirty.into_iter().map(umbra_memslots::Gfn::get).collect()
+        }
+    };
+    prop_assert!(
+        written.is_subset(&dirty),
+        "{:x?} were written, {:x?} logged",
+        written,
+        dirty
+    );
+    written.clear();
+    Ok(())
 }
 
 /// A CPU and what it flushed when.
@@ -272,7 +312,12 @@ fn checked_access(
 }
 
 fn run(mode: u8, steps: Vec<Step>, entries: Vec<u64>, setting: Setting) -> Result<(), TestCaseError> {
-    let Setting { tables, tiny, orderly } = setting;
+    let Setting {
+        tables,
+        tiny,
+        orderly,
+        large,
+    } = setting;
     let mut host = HostParams::x86(46);
     if tiny {
         let spans = GenerationSpans {
@@ -282,6 +327,9 @@ fn run(mode: u8, steps: Vec<Step>, entries: Vec<u64>, setting: Setting) -> Resul
         host = host.with_generation(spans);
     }
     let mut machine = Machine::new(host, PAGES, tables);
+    machine.ram.low_large.set(large);
+    machine.ram.high.set(large);
+    machine.ram.largest.set(if large { 2 } else { 1 });
     fill(&machine, mode, &entries);
     if orderly {
         arrange(&machine, mode);
@@ -289,6 +337,7 @@ fn run(mode: u8, steps: Vec<Step>, entries: Vec<u64>, setting: Setting) -> Resul
     let first_root = if orderly { root_page(mode) } else { 1 };
     let first = registers(&machine.ram, mode, first_root, 0, 0);
     let mut cpus: Vec<Cpu> = (0..VCPUS).map(|_| Cpu::new(first)).collect();
+    let mut written = BTreeSet::new();
     let mut history = History::new(&machine.ram.memory);
     for step in steps {
         let step = if orderly { step.in_order(mode) } else { step };
@@ -306,7 +355,14 @@ fn run(mode: u8, steps: Vec<Step>, entries: Vec<u64>, setting: Setting) -> Resul
                 if access.kind == AccessKind::Write {
                     match seen {
                         // Through the mapping: the MMU doesn't get to know of it.
-                        Seen::Ram(gpa) => machine.ram.memory.set(gpa, value),
+                        Seen::Ram(gpa) => {
+                            written.insert(gpa >> 12);
+                            if gpa >> 12 < PAGES {
+                                machine.ram.memory.set(gpa, value);
+                            }
+                        }
+                        // Memory that holds nothing.
+                        Seen::Tracked(gpa) if gpa >> 12 >= PAGES => {}
                         Seen::Tracked(gpa) if mode == 2 => machine.writes_halves(gpa & !7, value),
                         Seen::Tracked(gpa) => machine.writes(gpa & !7, value),
                         _ => {}
@@ -338,6 +394,15 @@ fn run(mode: u8, steps: Vec<Step>, entries: Vec<u64>, setting: Setting) -> Resul
                 cpu.flushed = history.now();
             }
             Step::Slots { present, read_only } => machine.set_slots(present, read_only),
+            Step::Log(log) => {
+                read_log(&mut machine, &mut written)?;
+                machine.ram.log.set(log);
+                machine.ram.dirty.borrow_mut().clear();
+                machine.mmu.start_logging(&mut machine.tlb, everything(), log);
+                written.clear();
+            }
+            Step::ReadLog => read_log(&mut machine, &mut written)?,
+            Step::Age => drop(machine.mmu.collect_accessed(everything())),
             Step::ZapAll => machine.mmu.zap_all(&mut umbra_mmu::NoObserver, &mut machine.tlb),
         }
         prop_assert!(machine.mmu.tables_in_use() <= tables);
@@ -360,6 +425,8 @@ struct Setting {
     tiny: bool,
     /// Each page is a table of one level, or data.
     orderly: bool,
+    /// There is memory for large leaves.
+    large: bool,
 }
 
 /// Where the root is if the tables are in order: those of the last level are pages 4 and 5.
@@ -416,7 +483,7 @@ fn any_case() -> impl Strategy<Value = (u8, Vec<Step>, Vec<u64>)> {
 }
 
 /// Steps of an ordinary test run, and of a case on average.
-const STEPS: u64 = 60_000;
+const STEPS: u64 = 25_000;
 const STEPS_OF_A_CASE: u64 = 75;
 
 fn variable(name: &str) -> Option<u64> {
@@ -447,9 +514,15 @@ fn access_never_sees_what_no_tlb_could_know() {
             tables,
             any::<bool>(),
             prop_oneof![1 => Just(false), 2 => Just(true)],
+            any::<bool>(),
         ),
-        |((mode, steps, entries), tables, tiny, orderly)| {
-            let setting = Setting { tables, tiny, orderly };
+        |((mode, steps, entries), tables, tiny, orderly, large)| {
+            let setting = Setting {
+                tables,
+                tiny,
+                orderly,
+                large,
+            };
             run(mode, steps, entries, setting)
         },
     );

@@ -2,6 +2,7 @@
 
 use super::bits::{BitSpan, bits};
 use super::layout::MMU_PRESENT;
+use super::ports::DirtyLog;
 use crate::access_mask::AccessMask;
 
 const PRESENT: u64 = 1;
@@ -36,6 +37,10 @@ pub(crate) struct LeafParts {
     pub(crate) tracked: bool,
     /// The level: 1 for 4 KiB.
     pub(crate) level: u8,
+    /// How writes come to be known of.
+    pub(crate) log: DirtyLog,
+    /// The leaf is made for a write.
+    pub(crate) for_write: bool,
 }
 
 /// Makes a leaf.
@@ -53,19 +58,68 @@ pub(crate) const fn encode(parts: LeafParts) -> u64 {
     if parts.host_writable {
         entry |= HOST_WRITABLE;
         if parts.access.contains(AccessMask::WRITE) && !parts.tracked {
-            entry |= WRITABLE | DIRTY | MMU_WRITABLE;
+            entry |= WRITABLE | MMU_WRITABLE;
+            if !matches!(parts.log, DirtyLog::DirtyFlags) || parts.for_write {
+                entry |= DIRTY;
+            }
         }
     }
     entry
 }
 
-/// The same leaf without the right to write (`spte_write_protect`), if it had it.
+/// The same leaf without the right to write (`spte_write_protect`), if it had it, or could have got it back without
+/// being asked why it was taken.
 pub(crate) const fn write_protected(entry: u64) -> Option<u64> {
-    if entry & WRITABLE != 0 {
+    if entry & (WRITABLE | MMU_WRITABLE) != 0 {
         Some(entry & !(WRITABLE | MMU_WRITABLE))
     } else {
         None
     }
+}
+
+/// The same leaf without the right to write, so that the next write becomes known; if it had it.
+pub(crate) const fn logged(entry: u64) -> Option<u64> {
+    if entry & WRITABLE != 0 {
+        Some(entry & !WRITABLE)
+    } else {
+        None
+    }
+}
+
+/// Whether it is writable.
+pub(crate) const fn is_writable(entry: u64) -> bool {
+    entry & WRITABLE != 0
+}
+
+/// Whether it was written to (or nobody wants to know).
+pub(crate) const fn is_dirty(entry: u64) -> bool {
+    entry & DIRTY != 0
+}
+
+/// The same leaf, not yet written to; if it was.
+pub(crate) const fn clean(entry: u64) -> Option<u64> {
+    if is_dirty(entry) { Some(entry & !DIRTY) } else { None }
+}
+
+/// The same leaf, not yet used; if it was.
+pub(crate) const fn old(entry: u64) -> Option<u64> {
+    if entry & ACCESSED != 0 {
+        Some(entry & !ACCESSED)
+    } else {
+        None
+    }
+}
+
+/// `new` in the place of `old`, with what the walker noted there for the log.
+pub(crate) const fn keeping_dirty(old: u64, new: u64) -> u64 {
+    new | (old & DIRTY)
+}
+
+/// Whether a CPU that knows `old` must forget it when `new` takes its place: another page, or less rights.
+pub(crate) const fn needs_flush(old: u64, new: u64) -> bool {
+    let page = bits(12, 51) | PRESENT | LARGE | KEY.mask();
+    let (lost, gained) = (old & !new, new & !old);
+    (old ^ new) & page != 0 || lost & (WRITABLE | USER) != 0 || gained & NO_EXECUTE != 0
 }
 
 /// The same leaf with other rights: what the guest allows now, but writes only if they were allowed before (else they

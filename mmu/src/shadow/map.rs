@@ -7,7 +7,7 @@ use super::mmu::ShadowMmu;
 use super::outcome::{FaultOutcome, MmioAccess, ShadowFault};
 use super::pages::{NewLeaf, Set, Writer, first_of};
 use super::path::{PathTo, Target, align};
-use super::ports::{FoundFrame, FrameSource};
+use super::ports::{DirtyLog, FoundFrame, FrameSource};
 use super::root::{RootTables, entry_of};
 use super::sync::GuestTables;
 use super::vcpu::Own;
@@ -66,7 +66,13 @@ impl<S: TableSpace> ShadowMmu<S> {
             return Some(FaultOutcome::WriteTracked(walk.gpa));
         }
         let allowed = with_wp_fixup(&own.state, clean_is_read_only(&walk, access), access);
-        let FoundFrame { address, slot, largest } = frame;
+        let FoundFrame {
+            address,
+            slot,
+            largest,
+            log,
+        } = frame;
+        let largest = if log == DirtyLog::Off { largest } else { 1 };
         let guest = GuestTables {
             state: &own.state,
             memory,
@@ -94,8 +100,13 @@ impl<S: TableSpace> ShadowMmu<S> {
                 host_writable: !slot.read_only,
                 tracked,
                 level,
+                log,
+                for_write: access.is_write(),
             }),
         };
+        if log == DirtyLog::WriteProtection && leaf::is_writable(new.entry) {
+            frames.mark_dirty(gfn);
+        }
         let set = writer.set_leaf(at, new);
         if set == Set::Changed {
             own.stats.fixed += 1;

@@ -4,11 +4,12 @@
 //! to tables), `leaf` (entries that map memory), [`refusal`] (why a host can't have MMIO SPTEs).
 //!
 //! What is done with them: [`role`] (what a page is a shadow as), `pages` (which there are, and who points to whom) with
-//! `path`, `unsync`, `sync`, `guest_write` and `zap` (what happens to them), [`root`] (where a walk begins), [`ports`] and [`outcome`] (what is asked of others, and answered), [`mmu`] (the
+//! `path`, `unsync`, `sync`, `guest_write`, `dirty` and `zap` (what happens to them), [`root`] (where a walk begins), [`ports`] and [`outcome`] (what is asked of others, and answered), [`mmu`] (the
 //! operations), `map` (the slow path of a fault), `watched` (its walk, observed), `mmio_fault` (the fast path), [`vcpu`]
 //! (what each vCPU keeps).
 
 pub mod bits;
+mod dirty;
 mod guest_write;
 pub mod host;
 pub mod layout;
@@ -35,7 +36,7 @@ pub use host::{CpuidResult, EntryFormat, GenerationSpans, HostParams};
 pub use layout::SpteLayout;
 pub use mmu::{ShadowError, ShadowMmu};
 pub use outcome::{FaultOutcome, MmioAccess, ShadowFault};
-pub use ports::{FoundFrame, FrameSource, TlbControl};
+pub use ports::{DirtyLog, FoundFrame, FrameSource, TlbControl};
 pub use refusal::{CachingOff, LayoutError};
 pub use role::{PageRole, VcpuRole};
 pub use root::ShadowRoot;

@@ -20,9 +20,9 @@ use crate::observer::MmuObserver;
 use crate::pool::{FreeTables, TablePool};
 use crate::sync::AtomicU64;
 use crate::tables::{ENTRIES, EntryLocation, INDEX_BITS, TableId, TableSpace};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
-use umbra_memslots::{Gfn, PAGE_SHIFT};
+use umbra_memslots::{Gfn, GfnRange, PAGE_SHIFT};
 
 /// What is known of a shadow page besides its entries.
 pub(super) struct ShadowPage {
@@ -92,6 +92,9 @@ pub(super) struct Pages {
     pub(super) by_key: BTreeMap<(Gfn, PageRole), TableId>,
     /// The leaves of each level that map the frames from this one on.
     pub(super) reverse: BTreeMap<(u8, Gfn), Vec<EntryLocation>>,
+    /// Frames that are logged by dirty flags, and those of them that were written to through leaves that are gone.
+    pub(super) dirty_flags: Vec<GfnRange>,
+    pub(super) dirty: BTreeSet<Gfn>,
 }
 
 impl Pages {
@@ -101,6 +104,8 @@ impl Pages {
             pages: BTreeMap::new(),
             by_key: BTreeMap::new(),
             reverse: BTreeMap::new(),
+            dirty_flags: Vec::new(),
+            dirty: BTreeSet::new(),
         }
     }
 }
@@ -301,14 +306,30 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
             level,
             entry,
         } = new;
-        if self.load(at) == entry {
+        let old = self.load(at);
+        if old == entry {
             return Set::Same;
+        }
+        if self.maps(at, old, gfn)
+            && !leaf::needs_flush(old, entry)
+            && self.replace(at, |old| Some(leaf::keeping_dirty(old, entry)))
+        {
+            // The same page with more rights: nobody need forget what he knows.
+            self.set_source(at, gfn, access);
+            return Set::Changed;
         }
         self.drop_entry(at);
         self.pool.space().store(at, entry);
         self.pages.reverse.entry((level, gfn)).or_default().push(at);
         self.set_source(at, gfn, access);
         Set::Changed
+    }
+
+    /// Whether the entry is a leaf for these frames.
+    fn maps(&self, at: EntryLocation, entry: u64, gfn: Gfn) -> bool {
+        self.layout.is_mmu_present(entry)
+            && self.target(at).is_none()
+            && self.page(at.table).is_some_and(|page| page.leaf_gfn(at.index) == gfn)
     }
 
     /// Notes what the leaf was made from.
@@ -329,6 +350,15 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
         Set::Changed
     }
 
+    /// Empties an entry, and gives what it held in the end: a CPU may set flags in it until the last moment.
+    fn take(&self, at: EntryLocation) -> u64 {
+        let mut entry = self.load(at);
+        while let Err(other) = self.pool.space().compare_exchange(at, entry, self.layout.empty()) {
+            entry = other;
+        }
+        entry
+    }
+
     /// Empties an entry and everything that is kept about it; the page it linked to stays. Says whether it held anything.
     pub(super) fn drop_entry(&mut self, at: EntryLocation) -> bool {
         let entry = self.load(at);
@@ -336,7 +366,7 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
             return false;
         }
         let child = self.target(at);
-        self.pool.space().store(at, self.layout.empty());
+        let entry = self.take(at);
         if !self.layout.is_mmu_present(entry) {
             // An MMIO SPTE: no TLB holds it.
             return true;
@@ -348,6 +378,9 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
             }
         } else if let Some(page) = self.page(at.table) {
             let key = (page.role.level(), page.leaf_gfn(at.index));
+            if leaf::is_dirty(entry) && self.pages.dirty_flags.iter().any(|range| range.contains(key.1)) {
+                self.pages.dirty.insert(key.1);
+            }
             if let Some(mappings) = self.pages.reverse.get_mut(&key) {
                 mappings.retain(|&mapping| mapping != at);
                 if mappings.is_empty() {

@@ -1,4 +1,5 @@
-//! What the shadow side asks of others: [`FrameSource`] (where is the memory?) and [`TlbControl`] (forget!).
+//! What the shadow side asks of others: [`FrameSource`] (where is the memory? and: it is dirty) and [`TlbControl`]
+//! (forget!).
 
 use crate::direct::{FoundSlot, SlotSet};
 use umbra_memslots::{Gfn, Gva};
@@ -12,6 +13,24 @@ pub trait FrameSource {
     ///
     /// Called with the MMU's lock held.
     fn frame(&mut self, gfn: Gfn) -> (SlotSet, Option<FoundFrame>);
+
+    /// The guest may write to the page from now on, and its slot is logged by [`DirtyLog::WriteProtection`].
+    ///
+    /// Called with the MMU's lock held.
+    fn mark_dirty(&mut self, _gfn: Gfn) {}
+}
+
+/// How it comes to be known that a page was written to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum DirtyLog {
+    /// Nobody wants to know.
+    #[default]
+    Off,
+    /// The first write faults, and [`FrameSource::mark_dirty`] is called.
+    WriteProtection,
+    /// The walker sets the dirty flag of the leaf, and
+    /// [`ShadowMmu::collect_dirty`](super::ShadowMmu::collect_dirty) finds it.
+    DirtyFlags,
 }
 
 /// Memory behind a frame.
@@ -25,6 +44,8 @@ pub struct FoundFrame {
     /// frames that such a leaf maps, from a multiple of their number on, lie in the same slot and one after the other at
     /// addresses from a multiple of the leaf's size on.
     pub largest: u8,
+    /// How writes to it are logged. Logged memory is mapped by 4 KiB leaves.
+    pub log: DirtyLog,
 }
 
 impl FoundFrame {
@@ -35,6 +56,7 @@ impl FoundFrame {
             slot,
             address,
             largest: 1,
+            log: DirtyLog::Off,
         }
     }
 
@@ -42,6 +64,12 @@ impl FoundFrame {
     #[must_use]
     pub const fn with_largest(self, level: u8) -> Self {
         Self { largest: level, ..self }
+    }
+
+    /// The same, logged.
+    #[must_use]
+    pub const fn with_log(self, log: DirtyLog) -> Self {
+        Self { log, ..self }
     }
 }
 

@@ -3,16 +3,17 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use crate::common::{LA57, NXE, PAE, PG, PKE, SMAP, SMEP, WP};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use umbra_memslots::{
-    AddressSpaceId, EntrySize, Exchange, Generation, Gfn, Gpa, GuestMemory, Gva, MemoryFault, SlotId,
+    AddressSpaceId, EntrySize, Exchange, Generation, Gfn, GfnRange, Gpa, GuestMemory, Gva, MemoryFault, SlotId,
 };
 use umbra_mmu::direct::{FoundSlot, SlotSet};
 use umbra_mmu::hw_model::{HwCpu, HwMemory, HwOutcome, hw_walk};
 use umbra_mmu::shadow::{
-    FaultOutcome, FoundFrame, FrameSource, HostParams, ShadowFault, ShadowMmu, ShadowRoot, ShadowVcpu, SpteLayout,
-    TlbControl,
+    DirtyLog, FaultOutcome, FoundFrame, FrameSource, HostParams, ShadowFault, ShadowMmu, ShadowRoot, ShadowVcpu,
+    SpteLayout, TlbControl,
 };
 use umbra_mmu::tables::{EntryLocation, HeapTables, TableSpace};
 use umbra_mmu::testing::{WalkMemory, hw_access, hw_cpu};
@@ -32,15 +33,44 @@ pub struct Ram {
     pub present: Cell<u64>,
     pub read_only: Cell<u64>,
     pub generation: Cell<Generation>,
+    /// The first 2 MiB are one slot, as far as nothing else is said about its pages.
+    pub low_large: Cell<bool>,
+    /// Further memory, which holds nothing: from 1 GiB to 3 GiB.
+    pub high: Cell<bool>,
+    /// Level of the largest leaves in these.
+    pub largest: Cell<u8>,
+    pub log: Cell<DirtyLog>,
+    /// What was said to be dirty.
+    pub dirty: RefCell<BTreeSet<u64>>,
 }
 
 impl Ram {
     pub fn has(&self, gfn: u64) -> bool {
-        gfn < self.pages && self.present.get() >> gfn & 1 == 1
+        if gfn < self.pages {
+            self.present.get() >> gfn & 1 == 1
+        } else {
+            (gfn < 512 && self.low_is_whole()) || (self.high.get() && (1 << 18..3 << 18).contains(&gfn))
+        }
+    }
+
+    fn low_is_whole(&self) -> bool {
+        self.low_large.get() && self.present.get() == self.all() && self.read_only.get() == 0
+    }
+
+    fn all(&self) -> u64 {
+        (1 << self.pages) - 1
+    }
+
+    fn largest(&self, gfn: u64) -> u8 {
+        match gfn {
+            0..512 if self.low_is_whole() => 2.min(self.largest.get()),
+            0..0x4_0000 => 1,
+            _ => self.largest.get(),
+        }
     }
 
     fn is_read_only(&self, gfn: u64) -> bool {
-        self.read_only.get() >> gfn & 1 == 1
+        gfn < self.pages && self.read_only.get() >> gfn & 1 == 1
     }
 }
 
@@ -102,14 +132,19 @@ impl FrameSource for Frames {
     fn frame(&mut self, gfn: Gfn) -> (SlotSet, Option<FoundFrame>) {
         let found = self.0.has(gfn.get()).then(|| FoundFrame {
             slot: FoundSlot {
-                id: SlotId::new(u16::try_from(gfn.get()).unwrap()),
+                id: SlotId::new(u16::try_from(gfn.get().min(100)).unwrap()),
                 read_only: self.0.is_read_only(gfn.get()),
                 invalid: false,
             },
             address: HOST_RAM + gfn.base().get(),
-            largest: 1,
+            largest: self.0.largest(gfn.get()),
+            log: self.0.log.get(),
         });
         (self.current(), found)
+    }
+
+    fn mark_dirty(&mut self, gfn: Gfn) {
+        self.0.dirty.borrow_mut().insert(gfn.get());
     }
 }
 
@@ -147,7 +182,10 @@ impl HwMemory for Wired<'_> {
     }
 
     fn set_bits(&self, address: u64, _bytes: u64, expected: u64, bits: u64) -> bool {
-        unreachable!("{expected:#x} at {address:#x} lacks {bits:#x}: our entries have A and D set")
+        let index = u16::try_from(address % 4096 / 8).unwrap();
+        let table = self.0.table_at(address).unwrap();
+        let at = EntryLocation { table, index };
+        self.0.compare_exchange(at, expected, expected | bits).is_ok()
     }
 }
 
@@ -185,6 +223,11 @@ impl Machine {
             present: Cell::new((1 << pages) - 1),
             read_only: Cell::new(0),
             generation: Cell::new(Generation::from_raw(2)),
+            low_large: Cell::new(false),
+            high: Cell::new(false),
+            largest: Cell::new(1),
+            log: Cell::new(DirtyLog::Off),
+            dirty: RefCell::new(BTreeSet::new()),
         };
         Self {
             mmu,
@@ -204,7 +247,7 @@ impl Machine {
             cpu.cr4 &= !(SMEP | SMAP | PKE);
         }
         cpu.maxphyaddr = self.host.physical_bits;
-        (cpu.page1gb, cpu.pse36, cpu.amd) = (false, false, true);
+        (cpu.page1gb, cpu.pse36, cpu.amd) = (self.ram.largest.get() == 3, false, true);
         match self.mmu.root(vcpu, &*self.ram, AddressSpaceId::Normal, &mut self.tlb) {
             ShadowRoot::Long { address, levels } => {
                 assert_eq!(levels == 5, cpu.cr4 & LA57 != 0);
@@ -279,13 +322,17 @@ impl Machine {
     pub fn set_slots(&mut self, present: u64, read_only: u64) {
         let gone = self.ram.present.get() & !present | (self.ram.read_only.get() ^ read_only);
         let next = self.ram.generation.get().begin_update().finish_update(2);
+        let was_whole = self.ram.low_is_whole();
         self.ram.present.set(present);
         self.ram.read_only.set(read_only);
+        if was_whole && !self.ram.low_is_whole() {
+            self.mmu.zap_range(&mut NoObserver, &mut self.tlb, range(0, 512));
+        }
         for page in 0..self.ram.pages {
             if gone >> page & 1 == 1 {
                 let gfn = Gfn::new(page).unwrap();
                 self.mmu
-                    .zap_range(&mut NoObserver, &mut self.tlb, umbra_memslots::GfnRange::single(gfn));
+                    .zap_range(&mut NoObserver, &mut self.tlb, GfnRange::single(gfn));
             }
         }
         self.mmu
@@ -306,6 +353,11 @@ impl Machine {
         self.mmu
             .guest_wrote(&mut NoObserver, &mut self.tlb, Gpa::new(gpa + 4), 4);
     }
+}
+
+/// `count` frames from `first` on.
+pub fn range(first: u64, count: u64) -> GfnRange {
+    GfnRange::new(Gfn::new(first).unwrap(), count).unwrap()
 }
 
 pub fn vcpu(regs: &PagingRegs) -> ShadowVcpu {
