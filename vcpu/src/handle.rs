@@ -6,9 +6,10 @@
 
 use crate::exit::{FatalExit, InsnBytes, SystemEvent, VmEntry, VmExit};
 use crate::fallback::FallbackCounts;
+use crate::hot_pages::HotPages;
 #[cfg(target_arch = "x86_64")]
 use crate::shadow::ShadowCounts;
-use crate::stats::{BusStats, ExitKind, ExitTally, VcpuStats};
+use crate::stats::{BusStats, ExitKind, ExitTally, HotPage, VcpuStats};
 use std::sync::Arc;
 use std::time::Instant;
 use umbra_devices::{Bus, BusCursor, Effect, IoOp, IoSize, Port};
@@ -72,6 +73,8 @@ pub struct ExitHandler<O = NoObserver> {
     ports: BusCursor<Port>,
     tally: ExitTally,
     went_to_memory: u64,
+    /// Only if pages are counted.
+    hot_pages: Option<HotPages>,
     in_software: Option<FallbackCounts>,
     #[cfg(target_arch = "x86_64")]
     shadow: Option<ShadowCounts>,
@@ -103,6 +106,7 @@ impl<O: MmuObserver> ExitHandler<O> {
             ports: ports.cursor(),
             tally: ExitTally::default(),
             went_to_memory: 0,
+            hot_pages: None,
             in_software: None,
             #[cfg(target_arch = "x86_64")]
             shadow: None,
@@ -114,6 +118,13 @@ impl<O: MmuObserver> ExitHandler<O> {
     #[must_use]
     pub fn timed(mut self) -> Self {
         self.since = Some(Instant::now());
+        self
+    }
+
+    /// Counts MMIO by page from now on.
+    #[must_use]
+    pub fn counting_pages(mut self) -> Self {
+        self.hot_pages = Some(HotPages::default());
         self
     }
 
@@ -196,6 +207,9 @@ impl<O: MmuObserver> ExitHandler<O> {
         } else {
             Direction::Write
         };
+        if let Some(pages) = &mut self.hot_pages {
+            pages.count(gpa.gfn());
+        }
         if self.is_recognised() {
             let answer = self.mmio.access(gpa, size, op);
             return enter(op, answer.value, answer.effect);
@@ -251,6 +265,7 @@ impl<O: MmuObserver> ExitHandler<O> {
         }
         stats.mmio_bus = BusStats::of(&self.mmio);
         stats.port_bus = BusStats::of(&self.ports);
+        stats.hot_pages = self.hot_pages.map(|pages| HotPage::list(&pages)).unwrap_or_default();
         stats.in_software = self
             .in_software
             .as_ref()

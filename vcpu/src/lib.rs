@@ -23,6 +23,7 @@ pub mod exit;
 )]
 pub mod fallback;
 pub mod handle;
+pub mod hot_pages;
 #[cfg(target_arch = "x86_64")]
 pub mod kvm;
 pub mod platform;

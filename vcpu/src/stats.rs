@@ -8,6 +8,7 @@ use umbra_devices::{BusAddress, BusCursor, IoOp};
 use umbra_mmu::direct::DirectStats;
 
 use crate::exit::VmExit;
+use crate::hot_pages::HotPages;
 #[cfg(target_arch = "x86_64")]
 use crate::shadow::ShadowRun;
 
@@ -140,8 +141,32 @@ pub struct VcpuStats {
     pub mmio_bus: BusStats,
     /// How accesses to the port bus were resolved.
     pub port_bus: BusStats,
+    /// The pages that MMIO went to most, the most used first; empty unless pages were counted.
+    pub hot_pages: Vec<HotPage>,
     /// Instructions that the backend could not execute and the instruction core did, by mnemonic.
     pub in_software: BTreeMap<String, u64>,
+}
+
+/// A page and how often it was accessed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct HotPage {
+    /// The page's frame number.
+    pub gfn: u64,
+    /// Accesses; of pages that were not always among the most used, too many rather than too few.
+    pub accesses: u64,
+}
+
+impl HotPage {
+    pub(crate) fn list(pages: &HotPages) -> Vec<Self> {
+        pages
+            .hottest()
+            .into_iter()
+            .map(|(gfn, accesses)| Self {
+                gfn: gfn.get(),
+                accesses,
+            })
+            .collect()
+    }
 }
 
 /// How the vCPU found out that an access is MMIO.
@@ -291,6 +316,14 @@ impl VcpuStats {
         self.mmio.went_to_memory += went_to_memory;
         self.mmio_bus.add(&other.mmio_bus);
         self.port_bus.add(&other.port_bus);
+        for page in &other.hot_pages {
+            match self.hot_pages.iter_mut().find(|mine| mine.gfn == page.gfn) {
+                Some(mine) => mine.accesses += page.accesses,
+                None => self.hot_pages.push(*page),
+            }
+        }
+        self.hot_pages
+            .sort_by_key(|page| (std::cmp::Reverse(page.accesses), page.gfn));
         for (mnemonic, count) in &other.in_software {
             *self.in_software.entry(mnemonic.clone()).or_default() += count;
         }

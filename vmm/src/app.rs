@@ -4,6 +4,7 @@ mod builtin;
 mod failure;
 mod mmu_dump;
 mod run;
+mod watching;
 
 use crate::cli::{Cli, Command, MmuCommand};
 use crate::exit_status::ExitStatus;

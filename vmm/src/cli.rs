@@ -15,6 +15,7 @@ Examples:
   vmm run bzImage --initrd initrd.gz   boot Linux, its console on this terminal
   vmm run vmlinux -m 2G -c 4 --cmdline 'console=ttyS0 quiet'
   vmm run --config guest.toml -m 4G    flags win over the file
+  vmm run bzImage --watch              see what the MMU does meanwhile
   vmm mmu dump --svg tables.svg        the built-in guest's page tables
 
 While a guest has the terminal: Ctrl-a h helps, Ctrl-a x ends the guest.";
@@ -136,6 +137,9 @@ pub struct BuiltinArgs {
     /// Search slots and bus on every MMIO exit instead of remembering (compare the two)
     #[arg(long)]
     no_mmio_cache: bool,
+    /// Show live what the MMU does, with the guest's console in a pane
+    #[arg(long)]
+    watch: bool,
     /// Print full statistics as well: text or json [default when given alone: text]
     #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     stats: Option<StatsFormat>,
@@ -155,6 +159,7 @@ impl BuiltinArgs {
             kvm_device: self.kvm_device,
             irqchip: self.irqchip,
             no_mmio_cache: Some(self.no_mmio_cache),
+            watch: Some(self.watch),
             stats: self.stats,
             stats_file: self.stats_file,
             log: self.log,

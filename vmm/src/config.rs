@@ -61,6 +61,8 @@ pub struct MachineConfig {
     pub mmio_cache: bool,
     /// Execute in software what KVM can't.
     pub fallback: bool,
+    /// Show live what happens.
+    pub watch: bool,
     /// Statistics at the end, and in which form.
     pub stats: Option<StatsFormat>,
     /// File for the statistics; standard error when absent.
@@ -185,6 +187,7 @@ impl MachineConfig {
             memory_backing,
             mmio_cache: !settings.no_mmio_cache.unwrap_or(false),
             fallback: !settings.no_fallback.unwrap_or(false),
+            watch: settings.watch.unwrap_or(false),
             stats,
             stats_file: settings.stats_file.clone(),
             log: settings.log.clone(),

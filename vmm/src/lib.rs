@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`cli`] and [`config`] (what can be asked for), [`exit_status`] (how it can end), [`app`] (from
 //! the one to the other), [`layout`] (where RAM is), [`acpi`] (what the guest is told of its hardware), [`boot`] (how a
-//! kernel gets there), [`terminal`] and [`signals`] (the user's side), [`machine`] (everything wired together), [`report`] (what is told afterwards),
+//! kernel gets there), [`terminal`] and [`signals`] (the user's side), [`machine`] (everything wired together), [`report`] (what is told afterwards), [`live`] (what is shown meanwhile),
 //! [`builtin`] (the guest that is part of the binary), [`doctor`] (what the host can do), [`mmu_dump`] (page tables
 //! to look at).
 
@@ -16,6 +16,7 @@ pub mod delay;
 pub mod doctor;
 pub mod exit_status;
 pub mod layout;
+pub mod live;
 pub mod logging;
 pub mod machine;
 pub mod mmu_dump;

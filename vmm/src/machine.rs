@@ -21,6 +21,7 @@ use crate::boot::{BootError, BootState};
 use crate::config::MachineConfig;
 use crate::exit_status::ExitStatus;
 use crate::layout::{LayoutError, MemoryLayout};
+use crate::live::ConsolePane;
 use crate::report::RunReport;
 use crate::signals::Signals;
 use crate::terminal::output::{ConsoleGate, ConsoleOutput};
@@ -125,6 +126,15 @@ pub struct Machine {
     show: Box<dyn Fn(&RunReport)>,
 }
 
+/// Where a guest's console goes.
+#[derive(Clone, Debug)]
+pub enum Console {
+    /// To a file descriptor.
+    To(BorrowedFd<'static>),
+    /// To a pane of the live view.
+    Pane(ConsolePane),
+}
+
 /// What a machine is made for.
 pub struct Purpose<'a> {
     /// Puts the guest into memory.
@@ -134,7 +144,7 @@ pub struct Purpose<'a> {
     /// Take the time of each exit: two readings of the clock.
     pub timed: bool,
     /// Where the guest's console goes.
-    pub console: BorrowedFd<'static>,
+    pub console: Console,
 }
 
 impl Machine {
@@ -172,11 +182,15 @@ impl Machine {
 
         let endings = Arc::new(EndingBox::new().map_err(descriptor)?);
         let gate = ConsoleGate::default();
-        let console = ConsoleOutput::new(purpose.console, gate.clone(), {
-            let endings = Arc::clone(&endings);
-            move || endings.put(Ending::OutputClosed)
-        });
-        let board = Board::new(&layout, console, engine.irq_sink())?;
+        let sink = engine.irq_sink();
+        let board = match &purpose.console {
+            Console::Pane(pane) => Board::new(&layout, pane.clone(), sink)?,
+            Console::To(fd) => {
+                let endings = Arc::clone(&endings);
+                let closed = move || endings.put(Ending::OutputClosed);
+                Board::new(&layout, ConsoleOutput::new(*fd, gate.clone(), closed), sink)?
+            }
+        };
         if purpose.test_devices {
             board.add_test_devices()?;
         }
@@ -192,7 +206,7 @@ impl Machine {
             })?;
             let mut handler = ExitHandler::new(Arc::clone(&mmu), ram.reader(), &board.mmio, &board.ports);
             if purpose.timed {
-                handler = handler.timed();
+                handler = handler.timed().counting_pages();
             }
             if let Some(counts) = counts {
                 handler = handler.with_fallback(counts);
@@ -228,7 +242,15 @@ impl Machine {
     }
 
     /// Waits until the guest has ended, by itself or by somebody's wish, or until its time is up.
-    pub fn wait(&mut self, signals: &Signals, terminal: Option<&RawTerminal>, time: Option<Duration>) -> Ending {
+    /// Meanwhile `show` is given the statistics again and again.
+    pub fn wait(
+        &mut self,
+        signals: &Signals,
+        terminal: Option<&RawTerminal>,
+        time: Option<Duration>,
+        show: Option<&dyn Fn(&RunReport)>,
+    ) -> Ending {
+        let tick = show.map(|show| self.reporter(show));
         let endings = Arc::clone(&self.endings);
         let serial = Arc::clone(&self.board.serial);
         let (vcpu_ended, room) = (self.vcpu_ended.clone(), self.board.room.clone());
@@ -240,10 +262,31 @@ impl Machine {
             serial: &serial,
             room: &room,
             deadline: time.map(|time| self.started + time),
+            tick: tick.as_ref().map(|tick| tick as &dyn Fn()),
         };
         watch::until_ended(&sources, self).unwrap_or_else(|error| Ending::HostFailed {
             reason: error.to_string(),
         })
+    }
+
+    /// Asks the vCPUs for their numbers and gives them to `show`.
+    fn reporter<'a>(&self, show: &'a dyn Fn(&RunReport)) -> impl Fn() + use<'a> {
+        /// A vCPU that doesn't answer at once is blocked in a device; what it last said will do.
+        const ANSWER: Duration = Duration::from_millis(100);
+        let (control, mmu, ram) = (
+            Arc::clone(self.vcpus.control()),
+            Arc::clone(&self.mmu),
+            self.ram.clone(),
+        );
+        let (backend, cpus, started) = (self.backend, self.cpus, self.started);
+        move || {
+            let per_vcpu = control.stats(ANSWER).unwrap_or_else(|_| control.last_stats());
+            show(&with_mmu(
+                report(backend, cpus, started.elapsed(), &per_vcpu),
+                &mmu,
+                &ram,
+            ));
+        }
     }
 
     /// Stops the vCPUs and tells what the run did. The guest's memory is left as it was.
@@ -267,11 +310,11 @@ impl Machine {
             }
         };
         Stopped {
-            ram: self.ram,
-            mmu: self.mmu,
+            ram: self.ram.clone(),
             mid_line: self.gate.is_mid_line(),
-            report: report(self.backend, self.cpus, wall, &per_vcpu),
+            report: with_mmu(report(self.backend, self.cpus, wall, &per_vcpu), &self.mmu, &self.ram),
             vcpus: (0..self.cpus).map(|vcpu| control.take_state(vcpu)).collect(),
+            mmu: self.mmu,
         }
     }
 }
@@ -304,7 +347,8 @@ impl Watched for Machine {
     fn show_stats(&mut self) {
         let control = self.vcpus.control();
         let per_vcpu = control.stats(PATIENCE).unwrap_or_else(|_| control.last_stats());
-        (self.show)(&report(self.backend, self.cpus, self.started.elapsed(), &per_vcpu));
+        let report = report(self.backend, self.cpus, self.started.elapsed(), &per_vcpu);
+        (self.show)(&with_mmu(report, &self.mmu, &self.ram));
     }
 
     fn toggle_pause(&mut self) -> bool {
@@ -352,6 +396,16 @@ fn report(backend: &'static str, cpus: u32, wall: Duration, per_vcpu: &[VcpuStat
         wall,
         resets: 0,
         stats,
+        ..RunReport::default()
+    }
+}
+
+/// The same with what the MMU and the memory slots say.
+fn with_mmu(report: RunReport, mmu: &DirectMmu, ram: &GuestRam) -> RunReport {
+    RunReport {
+        slot_generation: ram.snapshot().generation().get(),
+        page_tables: mmu.table().tables_in_use(),
+        ..report
     }
 }
 

@@ -5,7 +5,7 @@ pub mod text;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use umbra_vcpu::stats::{BusStats, ExitKind, ExitStat, MmioStats, VcpuStats};
+use umbra_vcpu::stats::{BusStats, ExitKind, ExitStat, HotPage, MmioStats, VcpuStats};
 
 /// What a run did.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -18,6 +18,10 @@ pub struct RunReport {
     pub wall: Duration,
     /// Times the machine was reset before.
     pub resets: u32,
+    /// The memory slots' generation at the end.
+    pub slot_generation: u64,
+    /// Page tables of ours in use at the end.
+    pub page_tables: u32,
     /// The vCPUs' counts, added up.
     pub stats: VcpuStats,
 }
@@ -29,12 +33,15 @@ struct Json<'a> {
     vcpus: u32,
     wall_seconds: f64,
     resets: u32,
+    slot_generation: u64,
+    page_tables: u32,
     guest_ns: u64,
     exits: BTreeMap<ExitKind, ExitStat>,
     searches_avoided: u64,
     mmio: &'a MmioStats,
     mmio_bus: &'a BusStats,
     port_bus: &'a BusStats,
+    hot_pages: &'a [HotPage],
     in_software: &'a BTreeMap<String, u64>,
 }
 
@@ -44,6 +51,8 @@ impl RunReport {
     pub fn after_reset(mut self, next: &Self) -> Self {
         self.wall += next.wall;
         self.resets += 1 + next.resets;
+        self.slot_generation = next.slot_generation;
+        self.page_tables = next.page_tables;
         self.stats.add(&next.stats);
         self
     }
@@ -56,6 +65,7 @@ impl RunReport {
             mmio,
             mmio_bus,
             port_bus,
+            hot_pages,
             in_software,
         } = &self.stats;
         let json = Json {
@@ -63,12 +73,15 @@ impl RunReport {
             vcpus: self.vcpus,
             wall_seconds: self.wall.as_secs_f64(),
             resets: self.resets,
+            slot_generation: self.slot_generation,
+            page_tables: self.page_tables,
             guest_ns: *guest_ns,
             exits: exits.iter().copied().collect(),
             searches_avoided: mmio.searches_avoided(),
             mmio,
             mmio_bus,
             port_bus,
+            hot_pages,
             in_software,
         };
         // Strings, numbers and maps with words as keys: serialising them cannot fail.

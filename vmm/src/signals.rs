@@ -72,6 +72,12 @@ impl std::os::fd::AsRawFd for Signals {
     }
 }
 
+impl std::os::fd::AsFd for Signals {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 /// Stops the process as `SIGTSTP` would have. Returns when it is continued.
 pub fn stop_self() {
     // SIGSTOP can be neither blocked nor refused.

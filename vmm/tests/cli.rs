@@ -147,3 +147,11 @@ fn doctor_into_a_closed_pipe_does_not_panic() {
     assert_eq!(ended.status, Some(14), "{ended:?}");
     assert!(!ended.stderr.contains("panicked"), "{ended:?}");
 }
+
+#[test]
+fn watch_without_a_terminal_is_refused() {
+    if !support::kvm_usable() {
+        return;
+    }
+    assert_refused(&run(&mut vmm(&["--watch"])), USAGE, &["--watch draws on the terminal"]);
+}

@@ -5,7 +5,7 @@
 mod support;
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, tcgetattr};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -27,9 +27,23 @@ struct Session {
     _directory: tempfile::TempDir,
 }
 
+fn size(columns: u16, rows: u16) -> Winsize {
+    Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    }
+}
+
 impl Session {
     /// Runs this image; `None` (said on the output) where that can't be done.
     fn run(image: &[u8]) -> Option<Self> {
+        Self::run_with(image, &[])
+    }
+
+    /// The same with these flags.
+    fn run_with(image: &[u8], flags: &[&str]) -> Option<Self> {
         if !kvm_usable() {
             return None;
         }
@@ -42,6 +56,7 @@ impl Session {
             .write(true)
             .open(name.to_str().unwrap())
             .unwrap();
+        tcsetwinsize(&theirs, size(100, 30)).unwrap();
         let directory = tempfile::tempdir().unwrap();
         let image = file(&directory, "guest", image);
         // setsid makes the terminal the session's own, which takes a system call that std has no name for.
@@ -55,6 +70,7 @@ impl Session {
             "-m",
             "16M",
         ]);
+        command.args(flags);
         let stream = || Stdio::from(theirs.try_clone().unwrap());
         let Ok(child) = command.stdin(stream()).stdout(stream()).stderr(stream()).spawn() else {
             println!("skipped: no setsid (util-linux)");
@@ -100,6 +116,10 @@ impl Session {
     fn is_cooked(&self) -> bool {
         let modes = tcgetattr(&self.theirs).unwrap().local_modes;
         modes.contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
+    }
+
+    fn resize(&self, columns: u16, rows: u16) {
+        tcsetwinsize(&self.theirs, size(columns, rows)).unwrap();
     }
 
     /// To the terminal's foreground job, which only the other end of the terminal may ask for.
@@ -206,4 +226,83 @@ fn triple_fault_gives_the_terminal_back() {
     session.expect("triple fault");
     assert_eq!(session.end().code(), Some(6), "{:?}", session.seen);
     assert!(session.is_cooked());
+}
+
+const SCREEN: &str = "\x1b[?1049h";
+const NO_SCREEN: &str = "\x1b[?1049l";
+
+/// Whether the screen was given back, and nothing but text followed.
+fn screen_is_given_back(session: &mut Session) -> bool {
+    while let Ok(bytes) = session.output.recv_timeout(Duration::from_millis(300)) {
+        session.seen.push_str(&String::from_utf8_lossy(&bytes));
+    }
+    let seen = &session.seen;
+    let last = |text| seen.rfind(text);
+    last(NO_SCREEN) > last(SCREEN) && last("\x1b[?25h") > last("\x1b[?25l")
+}
+
+#[test]
+fn watched_guest_has_its_console_in_a_pane_and_gets_what_is_typed() {
+    let Some(mut session) = Session::run_with(&guests::echo(), &["--watch"]) else {
+        return;
+    };
+    for part in [SCREEN, "console", "hottest", "generation", "outcome", "ready"] {
+        session.expect(part);
+    }
+    assert!(!session.is_cooked());
+    // A terminal that shrinks is drawn on anew.
+    session.resize(60, 20);
+    session.expect("\x1b[20;1H");
+    session.type_in("ab");
+    session.expect("AB");
+    session.type_in("\x01p");
+    session.expect("[paused");
+    session.type_in("\x01p");
+    session.type_in("q");
+    session.expect("ended.");
+    session.type_in("x");
+    assert_eq!(session.end().code(), Some(1), "{:?}", session.seen);
+    assert!(
+        session.is_cooked() && screen_is_given_back(&mut session),
+        "{:?}",
+        session.seen
+    );
+}
+
+#[test]
+fn screen_is_given_back_however_a_watched_guest_ends() {
+    for (image, ending) in [
+        (guests::spin(), "quit"),
+        (guests::spin(), "signal"),
+        (guests::triple_fault(), "fault"),
+    ] {
+        let Some(mut session) = Session::run_with(&image, &["--watch"]) else {
+            return;
+        };
+        match ending {
+            "quit" => {
+                session.expect("spinning");
+                session.type_in("\x01x");
+            }
+            "signal" => {
+                session.expect("spinning");
+                session.signal(nix::sys::signal::Signal::SIGTERM);
+            }
+            _ => {
+                session.expect("ended.");
+                session.type_in("\n");
+            }
+        }
+        session.end();
+        assert!(session.is_cooked(), "{ending}");
+        assert!(screen_is_given_back(&mut session), "{ending}: {:?}", session.seen);
+        if ending == "fault" {
+            let report = session.seen.rfind("triple fault");
+            assert!(
+                report > session.seen.rfind(NO_SCREEN),
+                "the report stays to be read: {:?}",
+                session.seen
+            );
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! A bare `vmm`: the guest that is part of the binary, and the summary.
 
-use super::Outcome;
 use super::failure::Failure;
 use super::run::{choose, conclude, give_back, print_stats, raw_terminal, show_stats, signals, start_logging};
+use super::{Outcome, watching};
 use crate::boot::{self, BootError, BootRequest, BootState, Image, KernelProblem};
 use crate::builtin::plan::{self, Answers};
 use crate::builtin::summary::Summary;
@@ -28,6 +28,7 @@ pub(super) fn run(args: BuiltinArgs) -> Result<Outcome, Failure> {
     let host = choose(&config)?;
     let signals = signals()?;
     let image = program::assemble()?;
+    let view = watching::open(&config)?;
     let generation = Cell::new(0);
     let load = |memory: &Memslots, layout: &_, _: &_| {
         generation.set(memory.generation().get());
@@ -37,15 +38,19 @@ pub(super) fn run(args: BuiltinArgs) -> Result<Outcome, Failure> {
         load: &load,
         test_devices: true,
         timed: true,
-        console: rustix::stdio::stdout(),
+        console: watching::console(view.as_ref()),
     };
     let asked_for = config.clone();
     let mut machine = Machine::start(&host, &config, &purpose, move |report| {
         print_stats(&asked_for, report);
     })?;
     let terminal = raw_terminal();
-    let ending = machine.wait(&signals, terminal.as_ref(), None);
+    let ending = watching::wait(&mut machine, &signals, terminal.as_ref(), None, view.as_ref());
     let stopped = machine.stop();
+    if let Some(view) = &view {
+        watching::hold(view, &stopped.report, &ending, &signals, terminal.as_ref());
+    }
+    drop(view);
     give_back(terminal, &stopped);
     let Ending::DebugExit(code) = ending else {
         show_stats(&config, &stopped.report)?;

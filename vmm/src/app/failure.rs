@@ -30,6 +30,10 @@ pub(super) enum Failure {
     NoVcpu { vcpu: u32, cpus: u32 },
     #[error("vCPU {0} can't say how it ended, so its page tables can't be found")]
     NoState(u32),
+    #[error("--watch draws on the terminal, and standard output is none")]
+    NoScreen,
+    #[error("--log writes to the terminal on which --watch draws: send standard error elsewhere (2>FILE)")]
+    LogOnScreen,
     #[error("{what}: {source}")]
     Host { what: &'static str, source: io::Error },
     #[error("the built-in guest cannot be assembled: {0}")]
@@ -40,7 +44,7 @@ impl Failure {
     pub(super) fn status(&self) -> ExitStatus {
         match self {
             Self::Config(_) | Self::Log(_) | Self::Boot(_) | Self::StatsFile { .. } => ExitStatus::Usage,
-            Self::Drawing { .. } | Self::NoVcpu { .. } => ExitStatus::Usage,
+            Self::Drawing { .. } | Self::NoScreen | Self::LogOnScreen | Self::NoVcpu { .. } => ExitStatus::Usage,
             Self::NoState(_) | Self::Kvm(_) | Self::Host { .. } => ExitStatus::Host,
             Self::Machine(error) => error.status(),
             Self::Assembler(_) => ExitStatus::Internal,

@@ -1,11 +1,10 @@
 //! `vmm mmu dump`: runs a guest, and prints its page tables in the end.
 
-use super::Outcome;
-use super::builtin;
 use super::failure::Failure;
 use super::run::{
     check_files, choose, conclude, give_back, load, print_stats, raw_terminal, show_stats, signals, start_logging,
 };
+use super::{Outcome, builtin, watching};
 use crate::acpi::Platform;
 use crate::boot::{BootError, BootState};
 use crate::builtin::program;
@@ -14,7 +13,7 @@ use crate::config::{self, MachineConfig, RunConfig, Settings};
 use crate::exit_status::ExitStatus;
 use crate::layout::MemoryLayout;
 use crate::machine::ending::Ending;
-use crate::machine::{Machine, Purpose};
+use crate::machine::{Console, Machine, Purpose};
 use crate::mmu_dump::view::View;
 use crate::mmu_dump::{Dump, svg, text};
 use crate::style::Style;
@@ -69,22 +68,33 @@ pub(super) fn run(args: DumpArgs) -> Result<Outcome, Failure> {
     start_logging(config)?;
     // Before the guest runs: a mistyped path shouldn't cost what was to be seen.
     let drawing = args.svg.as_deref().map(Drawing::create).transpose()?;
+    let view = watching::open(config)?;
     let host = choose(config)?;
     let signals = signals()?;
     let load = |memory: &_, layout: &_, platform: &_| guest.load(memory, layout, platform);
     let purpose = Purpose {
         load: &load,
         test_devices: matches!(guest, Guest::Builtin(..)),
-        timed: config.stats.is_some(),
-        console: rustix::stdio::stderr(),
+        timed: config.stats.is_some() || config.watch,
+        console: match &view {
+            Some(view) => Console::Pane(view.pane().clone()),
+            None => Console::To(rustix::stdio::stderr()),
+        },
     };
     let asked_for = config.clone();
     let mut machine = Machine::start(&host, config, &purpose, move |report| {
         print_stats(&asked_for, report);
     })?;
     let terminal = raw_terminal();
-    let ending = machine.wait(&signals, terminal.as_ref(), args.after.map(|after| after.get()));
+    let ending = watching::wait(
+        &mut machine,
+        &signals,
+        terminal.as_ref(),
+        args.after.map(|after| after.get()),
+        view.as_ref(),
+    );
     let mut stopped = machine.stop();
+    drop(view);
     give_back(terminal, &stopped);
     show_stats(config, &stopped.report)?;
 

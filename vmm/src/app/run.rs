@@ -1,13 +1,14 @@
 //! `vmm run`: the user's kernel.
 
 use super::failure::Failure;
-use super::{Outcome, explain};
+use super::{Outcome, explain, watching};
 use crate::acpi::Platform;
 use crate::boot::{self, BootError, BootRequest, BootState};
 use crate::cli::RunArgs;
 use crate::config::{self, MachineConfig, RunConfig, Settings, StatsFormat};
 use crate::exit_status::ExitStatus;
 use crate::layout::MemoryLayout;
+use crate::live::LiveView;
 use crate::logging;
 use crate::machine::ending::Ending;
 use crate::machine::engine::Host;
@@ -29,9 +30,10 @@ pub(super) fn run(args: RunArgs) -> Result<Outcome, Failure> {
     check_files(&config)?;
     let host = choose(&config.machine)?;
     let signals = signals()?;
+    let view = watching::open(&config.machine)?;
     let mut total: Option<RunReport> = None;
     loop {
-        let (ending, report) = one_life(&config, &host, &signals)?;
+        let (ending, report) = one_life(&config, &host, &signals, view.as_ref())?;
         let report = match total.take() {
             Some(total) => total.after_reset(&report),
             None => report,
@@ -41,27 +43,38 @@ pub(super) fn run(args: RunArgs) -> Result<Outcome, Failure> {
             total = Some(report);
             continue;
         }
+        drop(view);
         show_stats(&config.machine, &report)?;
         return Ok(conclude(ending));
     }
 }
 
 /// From power-on to power-off or reset.
-fn one_life(config: &RunConfig, host: &Host, signals: &Signals) -> Result<(Ending, RunReport), Failure> {
+fn one_life(
+    config: &RunConfig,
+    host: &Host,
+    signals: &Signals,
+    view: Option<&LiveView>,
+) -> Result<(Ending, RunReport), Failure> {
     let load = |memory: &_, layout: &_, platform: &_| load(config, memory, layout, platform);
     let purpose = Purpose {
         load: &load,
         test_devices: false,
-        timed: config.machine.stats.is_some(),
-        console: rustix::stdio::stdout(),
+        timed: config.machine.stats.is_some() || config.machine.watch,
+        console: watching::console(view),
     };
     let asked_for = config.machine.clone();
     let mut machine = Machine::start(host, &config.machine, &purpose, move |report| {
         print_stats(&asked_for, report);
     })?;
     let terminal = raw_terminal();
-    let ending = machine.wait(signals, terminal.as_ref(), None);
+    let ending = watching::wait(&mut machine, signals, terminal.as_ref(), None, view);
     let stopped = machine.stop();
+    if let Some(view) = view
+        && !(matches!(ending, Ending::Reset) && config.reboot)
+    {
+        watching::hold(view, &stopped.report, &ending, signals, terminal.as_ref());
+    }
     give_back(terminal, &stopped);
     Ok((ending, stopped.report))
 }

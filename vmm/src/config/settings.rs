@@ -64,6 +64,10 @@ pub struct Settings {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Machine", hide_possible_values = true)]
     pub no_fallback: Option<bool>,
 
+    /// Show live what the MMU does, with the guest's console in a pane
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Report", hide_possible_values = true)]
+    pub watch: Option<bool>,
+
     /// Print statistics at the end and on SIGUSR1: text or json [default when given alone: text]
     #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "text", help_heading = "Report")]
     pub stats: Option<StatsFormat>,
@@ -94,6 +98,7 @@ impl Settings {
             memory_backing: self.memory_backing.or(below.memory_backing),
             no_mmio_cache: self.no_mmio_cache.or(below.no_mmio_cache),
             no_fallback: self.no_fallback.or(below.no_fallback),
+            watch: self.watch.or(below.watch),
             stats: self.stats.or(below.stats),
             stats_file: self.stats_file.or(below.stats_file),
             log: self.log.or(below.log),

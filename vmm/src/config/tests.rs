@@ -37,6 +37,7 @@ fn file_with_every_key_is_understood() {
             initrd: Some("initrd.gz".into()),
             cmdline: "console=ttyS0 quiet".into(),
             machine: MachineConfig {
+                watch: false,
                 memory: ByteSize::mib(2048),
                 cpus: 4,
                 backend: BackendChoice::Kvm,

@@ -5,7 +5,7 @@ use super::ending::{Ending, EndingBox};
 use crate::signals::{Request, Signals, continue_self, stop_self};
 use crate::terminal::keys::{Command, HELP};
 use crate::terminal::raw::{RawTerminal, in_foreground};
-use crate::terminal::say;
+use crate::terminal::{say, screen};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use std::cell::Cell;
 use std::fs::File;
@@ -44,7 +44,12 @@ pub struct Sources<'a> {
     pub room: &'a EventHandle,
     /// When the guest's time is up.
     pub deadline: Option<Instant>,
+    /// What is to be done every [`TICK`].
+    pub tick: Option<&'a dyn Fn()>,
 }
+
+/// How often a live view is drawn.
+pub const TICK: Duration = Duration::from_millis(250);
 
 /// Waits until the guest has ended.
 ///
@@ -74,6 +79,7 @@ pub fn until_ended(sources: &Sources<'_>, machine: &mut dyn Watched) -> io::Resu
         input: ConsoleInput::default(),
         listening: false,
     }));
+    let mut next_tick = Instant::now();
     loop {
         if let Some(ending) = sources.endings.take() {
             return Ok(ending);
@@ -84,13 +90,22 @@ pub fn until_ended(sources: &Sources<'_>, machine: &mut dyn Watched) -> io::Resu
             continue_self();
         }
         let patience = if waits_for_terminal { LOOK_AGAIN_MS } else { FOR_EVER };
-        let left = sources
-            .deadline
-            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        if left.is_some_and(|left| left.is_zero()) {
+        let now = Instant::now();
+        if sources.deadline.is_some_and(|deadline| deadline <= now) {
             sources.endings.put(Ending::TimeUp);
             continue;
         }
+        if let Some(tick) = sources.tick
+            && next_tick <= now
+        {
+            tick();
+            next_tick = Instant::now() + TICK;
+        }
+        let wake = [sources.deadline, sources.tick.map(|_| next_tick)]
+            .into_iter()
+            .flatten()
+            .min();
+        let left = wake.map(|wake| wake.saturating_duration_since(Instant::now()));
         match events.run_with_timeout(shorter(patience, left)) {
             Ok(_) => {}
             Err(event_manager::Error::Epoll(error)) if error.errno() == nix::libc::EINTR => {}
@@ -149,6 +164,7 @@ impl Watch<'_> {
                     if let Some(terminal) = self.sources.terminal {
                         terminal.suspend();
                     }
+                    screen::leave();
                     stop_self();
                 }
                 Request::Continued => {
@@ -159,6 +175,7 @@ impl Watch<'_> {
                         }
                     }
                     if !self.background.get() {
+                        screen::resume();
                         self.listen(ops);
                     }
                 }

@@ -76,8 +76,9 @@ fn draw_section(out: &mut String, section: &Section, mut y: usize) -> (usize, us
             draw_box(out, x, y, cell);
         }
         if let Some(cell) = &line.right {
-            draw_box(out, column, y, cell);
-            width = width.max(column + box_width(cell));
+            let x = column + cell.depth * INDENT;
+            draw_box(out, x, y, cell);
+            width = width.max(x + box_width(cell));
         }
     }
     let more = section.lines.len() - shown.len();

@@ -43,6 +43,7 @@ fn render_section(out: &mut String, section: &Section, style: Style) {
         }
         if let Some(cell) = &line.right {
             text.push_str(&pad(left_of(line)));
+            text.push_str(&"  ".repeat(cell.depth));
             text.push_str(&coloured(cell, style));
         }
         let _ = writeln!(out, "{text}");

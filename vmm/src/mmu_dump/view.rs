@@ -31,6 +31,8 @@ pub struct Cell {
     pub text: String,
     /// How it looks.
     pub tone: Tone,
+    /// How far it is moved to the right: its place in a tree without branches.
+    pub depth: usize,
 }
 
 /// A line.
@@ -85,7 +87,15 @@ impl View {
             Ours::Shadow(ours) => {
                 let right = format!("the tables that the CPU walks ({format} entries)");
                 let lines = by_gva(&dump.guest.rows, &ours.rows);
-                sections.push(guest_section(dump, right, &lines, ours.cut_short));
+                let mut section = guest_section(dump, right, &lines, ours.cut_short);
+                // It is a tree, too: here without branches, as its lines don't follow each other.
+                let top = ours.rows.first().map_or(0, |row| row.level);
+                for (line, beside) in section.lines.iter_mut().zip(&lines) {
+                    if let (Some(cell), Some(row)) = (&mut line.right, &beside.ours) {
+                        cell.depth = top.saturating_sub(row.level).into();
+                    }
+                }
+                sections.push(section);
             }
             Ours::Direct(ours) => {
                 let right = format!("known about MMIO there ({format} entries)");

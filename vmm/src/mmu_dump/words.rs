@@ -61,6 +61,7 @@ pub(super) fn cell(row: &Row) -> Cell {
     Cell {
         text: format!("{start:#x} {rest}").trim_end().to_owned(),
         tone,
+        depth: 0,
     }
 }
 

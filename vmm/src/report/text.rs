@@ -57,6 +57,21 @@ pub fn render(report: &RunReport, style: Style) -> String {
             grouped(mmio.went_to_memory),
             grouped(mmio.read_only_writes),
         );
+        let _ = writeln!(
+            out,
+            "  slot generation {}; {} in use",
+            report.slot_generation,
+            counted(report.page_tables.into(), "page table"),
+        );
+        let hottest: Vec<_> = stats
+            .hot_pages
+            .iter()
+            .take(4)
+            .map(|page| format!("{:#x} {}", page.gfn, grouped(page.accesses)))
+            .collect();
+        if !hottest.is_empty() {
+            let _ = writeln!(out, "  hottest MMIO pages by gfn: {}", hottest.join(", "));
+        }
     }
     if !stats.in_software.is_empty() {
         let mut counts: Vec<_> = stats.in_software.iter().collect();
@@ -141,6 +156,8 @@ mod tests {
             writes: 7,
         };
         RunReport {
+            slot_generation: 5,
+            page_tables: 3,
             backend: "kvm",
             vcpus: 1,
             wall: Duration::from_millis(1500),

@@ -4,6 +4,7 @@
 //! Only input is raw. Output processing stays on, so that our own messages (and a guest's bare `\n`) start at the
 //! left margin.
 
+use super::screen;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use rustix::termios::{OptionalActions, OutputModes, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr};
 use std::io;
@@ -32,10 +33,9 @@ impl RawTerminal {
             return Ok(None);
         }
         let cooked = tcgetattr(stdin)?;
-        if COOKED.set(cooked).is_ok() {
-            restore_on_panic();
-            restore_on_crash()?;
-        }
+        // Only the first time: later there is nothing else to go back to.
+        let _ = COOKED.set(cooked);
+        restore_whatever_happens()?;
         let guard = Self(());
         guard.resume()?;
         Ok(Some(guard))
@@ -43,7 +43,7 @@ impl RawTerminal {
 
     /// Gives the terminal back for a while: before the process stops itself.
     pub fn suspend(&self) {
-        restore();
+        restore_modes();
     }
 
     /// Takes the terminal again: after the process was continued, when the shell has put its own modes in force.
@@ -67,12 +67,30 @@ impl RawTerminal {
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        restore();
+        restore_modes();
     }
 }
 
-/// Puts the saved modes back if raw mode is on. Takes no lock and allocates nothing: signal handlers call it.
+/// From now on, a panic or a crash first gives the terminal back.
+///
+/// # Errors
+/// The host refuses to install a signal handler.
+pub fn restore_whatever_happens() -> io::Result<()> {
+    static INSTALLED: AtomicBool = AtomicBool::new(false);
+    if INSTALLED.swap(true, Ordering::AcqRel) {
+        return Ok(());
+    }
+    restore_on_panic();
+    restore_on_crash()
+}
+
+/// Gives the screen back, and puts the saved modes back if raw mode is on. Takes no lock and allocates nothing: signal handlers call it.
 pub fn restore() {
+    screen::leave();
+    restore_modes();
+}
+
+fn restore_modes() {
     if RAW.swap(false, Ordering::AcqRel)
         && let Some(cooked) = COOKED.get()
     {
