@@ -235,33 +235,28 @@ impl<S: TableSpace> DirectTable<S> {
     }
 
     #[inline]
-    fn next(&self, entry: u64) -> Option<TableId> {
+    pub(super) fn next(&self, entry: u64) -> Option<TableId> {
         self.pool.space().table_at(link::target(&self.layout, entry)?)
     }
 }
 
 /// The right to change a [`DirectTable`].
 pub struct TableWriter<'a, S> {
-    table: &'a DirectTable<S>,
+    pub(super) table: &'a DirectTable<S>,
     free: &'a mut FreeTables,
 }
 
 impl<S: TableSpace> TableWriter<'_, S> {
-    /// Puts `entry` at level 1 for `gfn`, making the tables above it. The tree must hold the gfn ([`Levels::holds`]);
+    /// Puts `entry` at level 1 for `gfn`, making the tables above it; a large leaf in the way is split. The tree must hold the gfn ([`Levels::holds`]);
     /// for another, nothing is installed and the root's entry is reported.
     ///
     /// # Errors
     /// [`OutOfTables`]; what was there before is still there.
     pub fn install(&mut self, address_space: AddressSpaceId, gfn: Gfn, entry: u64) -> Result<Installed, OutOfTables> {
-        let layout = &self.table.layout;
         loop {
             let leaf = self.table.walk_once(self.table.root(address_space), gfn);
             if leaf.level > 1 && self.table.levels.holds(gfn) {
-                let child = self.allocate()?;
-                self.table
-                    .pool
-                    .space()
-                    .store(leaf.at, link::encode(layout, self.table.pool.space().address(child)));
+                self.split(leaf.at, leaf.level)?;
                 continue;
             }
             if leaf.level == 1 && leaf.entry != entry {
@@ -280,7 +275,7 @@ impl<S: TableSpace> TableWriter<'_, S> {
         self.table.pool.in_use(self.free)
     }
 
-    /// Removes all entries for gfns of the range, and the tables that held nothing else.
+    /// Removes all entries for gfns of the range (large leaves that reach into it as a whole), and the tables that held nothing else.
     pub fn zap_range(&mut self, address_space: AddressSpaceId, range: GfnRange) -> Zapped {
         let mut zapped = Zapped::default();
         let levels = self.table.levels;
@@ -312,9 +307,7 @@ impl<S: TableSpace> TableWriter<'_, S> {
                 }
                 (Some(child), _) => {
                     self.table.pool.space().store(at, self.table.layout.empty());
-                    // Between the cut and the first change below it.
-                    self.table.pool.about_to_recycle();
-                    self.recycle(child, level - 1, zapped);
+                    self.discard(child, level - 1, zapped);
                 }
                 (None, _) => {
                     self.table.pool.space().store(at, self.table.layout.empty());
@@ -322,6 +315,13 @@ impl<S: TableSpace> TableWriter<'_, S> {
                 }
             }
         }
+    }
+
+    /// Does away with a table that was unlinked a moment ago, and all below it.
+    pub(super) fn discard(&mut self, table: TableId, level: u8, zapped: &mut Zapped) {
+        // Between the cut and the first change below it.
+        self.table.pool.about_to_recycle();
+        self.recycle(table, level, zapped);
     }
 
     /// Clears an unlinked table and all below it, and makes them free.
@@ -341,7 +341,7 @@ impl<S: TableSpace> TableWriter<'_, S> {
         zapped.tables += 1;
     }
 
-    fn allocate(&mut self) -> Result<TableId, OutOfTables> {
+    pub(super) fn allocate(&mut self) -> Result<TableId, OutOfTables> {
         let limit = self.table.pool.space().capacity();
         self.table.pool.allocate(self.free).ok_or(OutOfTables { limit })
     }
