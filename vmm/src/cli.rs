@@ -125,7 +125,8 @@ pub struct RunArgs {
 /// Flags of the built-in guest: those of `vmm run` that make sense without a kernel.
 #[derive(Args, Debug)]
 pub struct BuiltinArgs {
-    /// What executes the guest: kvm, soft (a CPU in software), or auto: kvm if it is usable, else soft [default: auto]
+    /// What executes the guest: kvm, soft (a CPU in software), shadow (user mode on KVM with our page tables, the rest in
+    /// software), or auto: kvm if it is usable, else soft [default: auto]
     #[arg(long, value_name = "NAME")]
     backend: Option<BackendChoice>,
     /// KVM device [default: /dev/kvm]
@@ -140,6 +141,9 @@ pub struct BuiltinArgs {
     /// Show live what the MMU does, with the guest's console in a pane
     #[arg(long)]
     watch: bool,
+    /// Let the guest do its work in user mode (always so with --backend shadow)
+    #[arg(long)]
+    pub user_mode: bool,
     /// Print full statistics as well: text or json [default when given alone: text]
     #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     stats: Option<StatsFormat>,

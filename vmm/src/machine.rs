@@ -45,6 +45,7 @@ use umbra_vcpu::control::FinalState;
 use umbra_vcpu::handle::{ExitHandler, GuestEnd};
 use umbra_vcpu::kvm::KvmError;
 use umbra_vcpu::run_loop::{VcpuEnd, VcpuThreads};
+use umbra_vcpu::shadow::ShadowVmError;
 use umbra_vcpu::soft::SoftError;
 use umbra_vcpu::stats::VcpuStats;
 use watch::{Sources, Watched};
@@ -75,6 +76,15 @@ pub enum MachineError {
     /// The software CPU can't be set up.
     #[error("cannot set up the software CPU: {0}")]
     Soft(#[from] SoftError),
+    /// No machine for the shadow backend.
+    #[error(transparent)]
+    Shadow(#[from] ShadowVmError),
+    /// More vCPUs than the shadow backend has.
+    #[error("{cpus} CPUs: the shadow backend has one so far (`--cpus 1`)")]
+    ShadowCpus {
+        /// What was asked for.
+        cpus: u32,
+    },
     /// More vCPUs than the software CPU has.
     #[error("{cpus} CPUs: the software CPU is one so far (`--cpus 1`)")]
     SoftCpus {
@@ -104,7 +114,7 @@ impl MachineError {
     /// Whose mistake it is, as an exit status.
     pub fn status(&self) -> ExitStatus {
         match self {
-            Self::Layout(_) | Self::Boot(_) | Self::SoftCpus { .. } => ExitStatus::Usage,
+            Self::Layout(_) | Self::Boot(_) | Self::SoftCpus { .. } | Self::ShadowCpus { .. } => ExitStatus::Usage,
             _ => ExitStatus::Host,
         }
     }
@@ -167,7 +177,9 @@ impl Machine {
         let mmu = Arc::new(direct_mmu(config.mmio_cache).map_err(MachineError::Mmu)?);
         let mut slots = SlotTable::new(engine.slot_limits());
         slots.add_observer(Box::new(SlotFollower::new(Arc::clone(&mmu))));
-        slots.add_observer(engine.slot_observer());
+        for observer in engine.slot_observers() {
+            slots.add_observer(observer);
+        }
         let ram = GuestRam::from_table(slots);
         ram::map(&ram, &layout, &config.memory_backing)?;
 
@@ -197,21 +209,28 @@ impl Machine {
 
         let mut vcpus = Vec::with_capacity(config.cpus as usize);
         for id in 0..config.cpus {
-            let (vcpu, counts) = engine.vcpu(id, ram.reader(), |vcpu| {
-                if id == 0 {
-                    vcpu.set_system_regs(&boot.system)?;
-                    vcpu.set_regs(&boot.regs)?;
-                }
-                Ok(())
-            })?;
+            let made = engine.vcpu(
+                id,
+                || ram.reader(),
+                |vcpu| {
+                    if id == 0 {
+                        vcpu.set_system_regs(&boot.system)?;
+                        vcpu.set_regs(&boot.regs)?;
+                    }
+                    Ok(())
+                },
+            )?;
             let mut handler = ExitHandler::new(Arc::clone(&mmu), ram.reader(), &board.mmio, &board.ports);
             if purpose.timed {
                 handler = handler.timed().counting_pages();
             }
-            if let Some(counts) = counts {
+            if let Some(counts) = made.fallback {
                 handler = handler.with_fallback(counts);
             }
-            vcpus.push((vcpu, handler));
+            if let Some(counts) = made.shadow {
+                handler = handler.with_shadow(counts);
+            }
+            vcpus.push((made.vcpu, handler));
         }
         let vcpu_ended = EventHandle::new().map_err(descriptor)?;
         let layout = Layout::new(

@@ -1,25 +1,29 @@
-//! The built-in guest on each backend: the same console, the same accesses in the same order, the same end.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how tests fail")]
+//! The same guest on every backend: the same console, the same accesses to devices in the same order, the same answers.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
-use std::io::{Cursor, Write};
+mod support;
+
+use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
+use support::kvm_usable;
 use umbra_devices::Effect;
 use umbra_devices::bus::EventHandle;
 use umbra_memslots::ram::GuestRam;
-use umbra_memslots::{Gpa, GuestMemory, SlotLimits, SlotObserver, SlotReader, SlotTable};
-use umbra_mmu::direct::{DirectMmu, DirectOptions};
+use umbra_memslots::{Gpa, GuestMemory, SlotLimits, SlotObserver, SlotTable};
+use umbra_mmu::direct::{DirectMmu, DirectOptions, SlotFollower};
 use umbra_mmu::shadow::{HostParams, SpteLayout};
 use umbra_vcpu::backend::VcpuBackend;
 use umbra_vcpu::exit::{VmEntry, VmExit};
 use umbra_vcpu::fallback::Fallback;
 use umbra_vcpu::handle::{ExitHandler, Next};
-use umbra_vcpu::kvm::{KvmHost, KvmVm, VmOptions};
+use umbra_vcpu::kvm::{Irqchip, KvmHost, KvmVm, VmOptions};
 use umbra_vcpu::platform::Platform;
-use umbra_vcpu::regs::{Regs, SystemRegs};
+use umbra_vcpu::regs::Regs;
+use umbra_vcpu::shadow::{ShadowOptions, ShadowVm};
 use umbra_vcpu::soft::{SoftOptions, SoftVm};
 use umbra_vmm::boot::{self, BootRequest, Image};
 use umbra_vmm::builtin::plan::{self, Answers};
-use umbra_vmm::builtin::program;
+use umbra_vmm::builtin::program::{self, Privilege};
 use umbra_vmm::config::MemoryBacking;
 use umbra_vmm::layout::MemoryLayout;
 use umbra_vmm::machine::board::Board;
@@ -30,132 +34,158 @@ use umbra_vmm::machine::ram;
 struct Console(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Console {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// Everything about a run that must not depend on the backend.
+/// What a run was like.
 #[derive(PartialEq, Debug)]
 struct Run {
     console: String,
+    /// Accesses to devices, with what was read.
     accesses: Vec<(VmExit, VmEntry)>,
+    code: u32,
     answers: Answers,
-    exit_code: u32,
+    /// At the write to debug-exit.
     regs: Regs,
-    /// CR0, CR3, CR4, EFER, CS.
-    control: [u64; 5],
 }
 
-/// Runs the built-in guest; `make` gives a vCPU for the memory.
-fn run<B: VcpuBackend>(limits: SlotLimits, follower: Box<dyn SlotObserver>, make: impl FnOnce(SlotReader) -> B) -> Run {
-    let layout = MemoryLayout::plan(plan::MEMORY, 40).unwrap();
-    let mut slots = SlotTable::new(limits);
-    slots.add_observer(follower);
+enum Machine {
+    Kvm(KvmVm),
+    Shadow(ShadowVm),
+    Soft(SoftVm),
+}
+
+impl Machine {
+    fn limits(&self) -> SlotLimits {
+        match self {
+            Self::Kvm(vm) => vm.slot_limits(),
+            Self::Shadow(vm) => vm.slot_limits(),
+            Self::Soft(_) => SlotLimits::X86_64,
+        }
+    }
+
+    fn observers(&self) -> Vec<Box<dyn SlotObserver>> {
+        match self {
+            Self::Kvm(vm) => vec![Box::new(vm.slot_mirror())],
+            Self::Shadow(vm) => vm.slot_observers(),
+            Self::Soft(vm) => vec![vm.slot_follower()],
+        }
+    }
+
+    fn vcpu(&self, ram: &GuestRam) -> Box<dyn VcpuBackend> {
+        match self {
+            Self::Kvm(vm) => Box::new(Fallback::new(vm.create_vcpu(0).unwrap(), ram.reader())),
+            Self::Shadow(vm) => Box::new(vm.create_vcpu(|| ram.reader()).unwrap()),
+            Self::Soft(vm) => Box::new(vm.create_vcpu(ram.reader())),
+        }
+    }
+}
+
+/// Runs the built-in guest in user mode.
+fn play(machine: &Machine) -> Run {
+    let options = DirectOptions::new(SpteLayout::new(HostParams::ept(48)).unwrap());
+    let mmu = Arc::new(DirectMmu::new(options).unwrap());
+    let mut slots = SlotTable::new(machine.limits());
+    slots.add_observer(Box::new(SlotFollower::new(Arc::clone(&mmu))));
+    for observer in machine.observers() {
+        slots.add_observer(observer);
+    }
     let memory = GuestRam::from_table(slots);
+    let layout = MemoryLayout::plan(plan::MEMORY, 46).unwrap();
     ram::map(&memory, &layout, &MemoryBacking::Anon).unwrap();
-    let image = program::assemble().unwrap();
+    let image = program::assemble(Privilege::User).unwrap();
     let request = BootRequest {
-        kernel: Image::new("the built-in guest", Cursor::new(image.as_slice())).unwrap(),
+        kernel: Image::new("guest", io::Cursor::new(image.as_slice())).unwrap(),
         initrd: None,
         command_line: "",
         layout: &layout,
         platform: None,
         boot_compressed: false,
     };
-    let start = boot::load(&*memory.snapshot(), request).unwrap();
+    let state = boot::load(&*memory.snapshot(), request).unwrap();
     let console = Console::default();
     let board = Board::new(&layout, console.clone(), None).unwrap();
     board.add_test_devices().unwrap();
-    let mmu = DirectMmu::new(DirectOptions::new(SpteLayout::new(HostParams::ept(48)).unwrap())).unwrap();
-    let mut handler = ExitHandler::new(Arc::new(mmu), memory.reader(), &board.mmio, &board.ports);
-    let effects = Layout::new(
+    let platform = Layout::new(
         memory.clone(),
         Arc::clone(&board.mmio),
         Arc::clone(&board.ports),
         EventHandle::new().unwrap(),
     );
-    let mut vcpu = make(memory.reader());
-    vcpu.set_system_regs(&start.system).unwrap();
-    vcpu.set_regs(&start.regs).unwrap();
+    let mut handler = ExitHandler::new(mmu, memory.reader(), &board.mmio, &board.ports);
+    let mut vcpu = machine.vcpu(&memory);
+    vcpu.set_system_regs(&state.system).unwrap();
+    vcpu.set_regs(&state.regs).unwrap();
+
     let mut accesses = Vec::new();
     let mut entry = VmEntry::Resume;
-    let exit_code = loop {
+    let code = loop {
         let exit = vcpu.run(entry).unwrap();
-        let mut end = None;
-        entry = match handler.handle(&exit) {
-            Next::Enter(entry) => entry,
-            Next::Apply(entry, effect) => {
-                match *effect {
-                    Effect::Exit { code } => end = Some(code),
-                    change => effects.apply(0, change),
-                }
-                entry
+        let (next, effect) = match handler.handle(&exit) {
+            Next::Enter(next) => (next, None),
+            Next::Apply(next, effect) => (next, Some(*effect)),
+            Next::Poll => {
+                entry = VmEntry::Resume;
+                continue;
             }
-            other => panic!("{exit:?}: {other:?}"),
+            other => panic!("{other:?} after {} accesses", accesses.len()),
         };
-        accesses.push((exit, entry));
-        if let Some(code) = end {
-            break code;
+        accesses.push((exit, next));
+        entry = next;
+        match effect {
+            Some(Effect::Exit { code }) => break code,
+            Some(effect) => platform.apply(0, effect),
+            None => {}
         }
     };
+    // Completes the instruction.
     assert_eq!(vcpu.run(VmEntry::Complete(0)).unwrap(), VmExit::Interrupted);
     let mut bytes = [0; Answers::BYTES];
     memory.read(Gpa::new(plan::ANSWERS.into()), &mut bytes).unwrap();
-    let SystemRegs {
-        cr0,
-        cr3,
-        cr4,
-        efer,
-        cs,
-        ..
-    } = vcpu.system_regs().unwrap();
-    let console = String::from_utf8(console.0.lock().unwrap().clone()).unwrap();
     Run {
-        console,
+        console: String::from_utf8(console.0.lock().unwrap().clone()).unwrap(),
         accesses,
+        code,
         answers: Answers::from_bytes(bytes),
-        exit_code,
         regs: vcpu.regs().unwrap(),
-        control: [cr0, cr3, cr4, efer, cs.selector.into()],
     }
 }
 
-fn soft() -> Run {
-    let vm = SoftVm::new(SoftOptions { mmio_caching: true }).unwrap();
-    run(SlotLimits::X86_64, vm.slot_follower(), |slots| vm.create_vcpu(slots))
+fn assert_same(name: &str, run: &Run, reference: &Run) {
+    assert_eq!(run.console, reference.console, "{name}");
+    let differs = run.accesses.iter().zip(&reference.accesses).position(|(a, b)| a != b);
+    if let Some(at) = differs {
+        panic!(
+            "{name}: access {at}: {:?}, not {:?}",
+            run.accesses[at], reference.accesses[at]
+        );
+    }
+    assert!(run == reference, "{name}: {:x?}, not {:x?}", run.regs, reference.regs);
 }
 
 #[test]
-fn software_cpu_ends_with_the_right_answers() {
-    let run = soft();
-    assert_eq!(
-        (run.answers, run.exit_code),
-        (Answers::expected(), plan::ALL_WELL),
-        "{}",
-        run.console
-    );
-}
-
-#[test]
-fn software_cpu_and_kvm_do_the_same() {
-    let Ok(host) = KvmHost::open_at("/dev/kvm".as_ref()) else {
-        println!("skipped: no usable /dev/kvm");
+fn built_in_guest_is_the_same_on_kvm_on_shadow_tables_and_in_software() {
+    let soft = SoftVm::new(SoftOptions { mmio_caching: true }).unwrap();
+    let soft = play(&Machine::Soft(soft));
+    assert_eq!((soft.code, soft.answers), (plan::ALL_WELL, Answers::expected()));
+    assert!(soft.accesses.len() > 24_000);
+    if !kvm_usable() {
         return;
-    };
-    let vm = KvmVm::new(&host, VmOptions::default()).unwrap();
-    let kvm = run(vm.slot_limits(), Box::new(vm.slot_mirror()), |slots| {
-        Fallback::new(vm.create_vcpu(0).unwrap(), slots)
-    });
-    let soft = soft();
-    for (number, (ours, theirs)) in soft.accesses.iter().zip(&kvm.accesses).enumerate() {
-        assert_eq!(ours, theirs, "access {number}");
     }
-    assert_eq!(soft.accesses.len(), kvm.accesses.len());
-    assert_eq!(soft, kvm);
+    let host = KvmHost::open().unwrap();
+    let shadow = ShadowVm::new(&host, ShadowOptions { mmio_caching: true }).unwrap();
+    assert_same("shadow", &play(&Machine::Shadow(shadow)), &soft);
+    let options = VmOptions {
+        irqchip: Irqchip::None,
+        ..VmOptions::default()
+    };
+    let kvm = KvmVm::new(&host, options).unwrap();
+    assert_same("kvm", &play(&Machine::Kvm(kvm)), &soft);
 }

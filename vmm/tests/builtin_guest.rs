@@ -75,6 +75,38 @@ fn software_cpu_runs_the_builtin_guest() {
 }
 
 #[test]
+fn shadow_tables_run_the_builtin_guest_in_user_mode() {
+    if !kvm_usable() {
+        return;
+    }
+    let ended = run(&mut vmm(&["--backend", "shadow", "--stats=json"]));
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    for part in [
+        "user mode, on page tables",
+        "the built-in guest on shadow tables",
+        "5 133 primes",
+    ] {
+        assert!(ended.stdout.contains(part), "{part}: {}", ended.stdout);
+    }
+    assert!(!ended.stdout.contains('✗'), "{}", ended.stdout);
+    let stats: serde_json::Value = serde_json::from_str(ended.stderr.trim()).unwrap();
+    assert_eq!(stats["backend"], "shadow");
+    let mmio = |name: &str| stats["mmio"][name].as_u64().unwrap();
+    assert!(mmio("cache_hits") > 16_000 && mmio("spte_hits") > 8_000, "{stats}");
+    assert!((1..200).contains(&mmio("searches")) && mmio("stale") >= 16, "{stats}");
+}
+
+#[test]
+fn user_mode_works_on_kvm_as_well() {
+    if !kvm_usable() {
+        return;
+    }
+    let ended = run(&mut vmm(&["--user-mode"]));
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    assert!(ended.stdout.contains("user mode, on page tables"), "{}", ended.stdout);
+}
+
+#[test]
 fn without_kvm_the_software_cpu_takes_over_and_says_why() {
     let ended = run(&mut vmm(&["--kvm-device", "/nonexistent/kvm"]));
     assert_eq!(ended.status, Some(0), "{ended:?}");

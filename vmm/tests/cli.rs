@@ -99,6 +99,22 @@ fn software_cpu_is_one() {
 }
 
 #[test]
+fn shadow_backend_has_one_cpu() {
+    if !support::kvm_usable() {
+        return;
+    }
+    let ended = run(&mut vmm(&[
+        "run",
+        env!("CARGO_BIN_EXE_vmm"),
+        "--backend",
+        "shadow",
+        "-c",
+        "2",
+    ]));
+    assert_refused(&ended, USAGE, &["2 CPUs", "shadow backend has one"]);
+}
+
+#[test]
 fn no_permission_names_the_group() {
     use std::os::unix::fs::{PermissionsExt, chown};
     use std::os::unix::process::CommandExt;

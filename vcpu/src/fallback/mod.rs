@@ -82,6 +82,11 @@ impl<B: EmulationHost> Fallback<B> {
         }
     }
 
+    /// The wrapped backend.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
     /// What was executed in software so far; stays current.
     pub fn counts(&self) -> FallbackCounts {
         self.counts.clone()

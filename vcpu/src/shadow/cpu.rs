@@ -11,7 +11,7 @@ use super::layout::is_monitors;
 use super::native::{NativeCpu, NativeExit};
 use super::tables::SharedTables;
 use super::tlb::ShadowTlb;
-use crate::backend::{BackendError, Kick, VcpuBackend};
+use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
 use crate::emulate::state::{CoreMsrs, cr0, cr4};
 use crate::emulate::{CpuState, Exception, flags};
 use crate::exit::{InsnBytes, VmEntry, VmExit};
@@ -21,7 +21,7 @@ use std::sync::Arc;
 use umbra_memslots::{AddressSpaceId, Gfn, GfnRange, Gpa, Gva, SlotReader};
 use umbra_mmu::NoObserver;
 use umbra_mmu::direct::MmioSource;
-use umbra_mmu::shadow::{FaultOutcome, ShadowFault, ShadowMmu, ShadowVcpu};
+use umbra_mmu::shadow::{FaultOutcome, ShadowFault, ShadowMmu, ShadowRoot, ShadowVcpu};
 use umbra_mmu::x86::{GuestCpu, PageFaultCode};
 
 /// A vCPU. To be wrapped in a [`Fallback`](crate::fallback::Fallback).
@@ -40,6 +40,8 @@ pub struct ShadowCpu {
     debug: [u64; 8],
     /// Registers on which translation depends were written.
     paging_changed: bool,
+    /// Where user code was last run.
+    root: Option<ShadowRoot>,
     /// Why the instruction at RIP could not be executed natively.
     reason: Reason,
     /// Registers before a table lost its shadow so that the instruction could be tried again.
@@ -92,6 +94,7 @@ impl ShadowCpu {
             msrs: CoreMsrs::default(),
             debug: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400],
             paging_changed: true,
+            root: None,
             reason: Reason::Other,
             tried: None,
             counts: ShadowCounts::default(),
@@ -152,6 +155,7 @@ impl ShadowCpu {
                 AddressSpaceId::Normal,
                 &mut self.tlb,
             );
+            self.root = Some(root);
             let Some(cr3) = self.native.enter_root(root) else {
                 return Ok(self.software(Reason::Other));
             };
@@ -269,6 +273,13 @@ impl VcpuBackend for ShadowCpu {
             "the shadow backend has no interrupt controller, and executes all but privilege level 3 in software, which \
              does not know every instruction",
         )
+    }
+
+    fn shadow_tables(&self) -> Option<ShadowTables> {
+        Some(ShadowTables {
+            source: self.mmu.clone(),
+            root: self.root?,
+        })
     }
 
     fn kick_handle(&self) -> Box<dyn Kick> {

@@ -2,7 +2,7 @@
 //!
 //! Read in this order: `layout` and `arena` (what lies where), `monitor` (what takes exceptions), [`tables`], [`tlb`] and
 //! [`frames`] (the shadow MMU's ports), [`native`] (a run of user code); then [`cpu`], a whole vCPU made of
-//! it, with [`follower`] and [`counts`] beside it.
+//! it, with [`follower`] and [`counts`] beside it, and [`vm`], the machine around it.
 
 #[expect(unsafe_code, reason = "shares memory with a VM")]
 #[expect(
@@ -20,6 +20,7 @@ mod monitor;
 pub mod native;
 pub mod tables;
 pub mod tlb;
+pub mod vm;
 
 pub use arena::{ArenaError, MAX_TABLES};
 pub use counts::{ShadowCounts, ShadowRun};
@@ -29,3 +30,4 @@ pub use frames::SlotFrames;
 pub use native::{NativeCpu, NativeError, NativeExit};
 pub use tables::SharedTables;
 pub use tlb::ShadowTlb;
+pub use vm::{ShadowOptions, ShadowVm, ShadowVmError};

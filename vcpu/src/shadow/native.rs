@@ -239,12 +239,23 @@ impl NativeCpu {
                     }
                 }
                 exit => {
-                    (self.regs, self.system) = (regs, system);
+                    let rflags = self.user_flags(regs.rflags);
+                    (self.regs, self.system) = (Regs { rflags, ..regs }, system);
                     self.live = exit.wants_value() || matches!(exit, VmExit::Pio { .. } | VmExit::Mmio { .. });
                     return Ok(NativeExit::Exit(exit));
                 }
             }
         }
+    }
+
+    /// User code's flags, seen after it ran. Those that it can't change are what they were: not every KVM keeps them.
+    fn user_flags(&self, seen: u64) -> u64 {
+        let fixed = if self.regs.rflags & flags::IOPL == flags::IOPL {
+            flags::IOPL
+        } else {
+            flags::IOPL | flags::IF
+        };
+        (seen & !fixed) | (self.regs.rflags & fixed)
     }
 
     /// Reads what the stub left: the frame that the CPU pushed.
@@ -263,7 +274,7 @@ impl NativeCpu {
         self.regs = Regs {
             rip: word(0),
             // Set by the CPU for a fault, cleared when the instruction is done.
-            rflags: word(2) & !flags::RF,
+            rflags: self.user_flags(word(2)) & !flags::RF,
             rsp: word(3),
             ..*regs
         };

@@ -4,17 +4,19 @@ use super::failure::Failure;
 use super::run::{choose, conclude, give_back, print_stats, raw_terminal, show_stats, signals, start_logging};
 use super::{Outcome, watching};
 use crate::boot::{self, BootError, BootRequest, BootState, Image, KernelProblem};
+use crate::builtin::measure;
 use crate::builtin::plan::{self, Answers};
+use crate::builtin::program::{self, Privilege};
 use crate::builtin::summary::Summary;
-use crate::builtin::{measure, program};
 use crate::cli::BuiltinArgs;
-use crate::config::{ConfigError, MachineConfig, Settings};
+use crate::config::{BackendChoice, ConfigError, MachineConfig, Settings};
 use crate::exit_status::ExitStatus;
 use crate::layout::MemoryLayout;
 use crate::machine::ending::Ending;
 use crate::machine::{Machine, Purpose};
 use crate::size::ByteSize;
 use crate::style::Style;
+use iced_x86::IcedError;
 use std::cell::Cell;
 use std::io::{self, Cursor, IsTerminal, Write};
 use umbra_memslots::{Gpa, GuestMemory, Memslots};
@@ -23,11 +25,12 @@ use umbra_memslots::{Gpa, GuestMemory, Memslots};
 const NAME: &str = "the built-in guest";
 
 pub(super) fn run(args: BuiltinArgs) -> Result<Outcome, Failure> {
+    let user_mode = args.user_mode;
     let config = machine_config(&args.into_settings())?;
     start_logging(&config)?;
     let host = choose(&config)?;
     let signals = signals()?;
-    let image = program::assemble()?;
+    let image = image(&config, user_mode)?;
     let view = watching::open(&config)?;
     let generation = Cell::new(0);
     let load = |memory: &Memslots, layout: &_, _: &_| {
@@ -85,6 +88,12 @@ pub(super) fn machine_config(settings: &Settings) -> Result<MachineConfig, Confi
         memory: ByteSize::new(plan::MEMORY),
         ..MachineConfig::new(settings)?
     })
+}
+
+/// The built-in guest. On shadow tables only user mode is worth seeing.
+pub(super) fn image(config: &MachineConfig, user_mode: bool) -> Result<Vec<u8>, IcedError> {
+    let user_mode = user_mode || config.backend == BackendChoice::Shadow;
+    program::assemble(if user_mode { Privilege::User } else { Privilege::Kernel })
 }
 
 /// Puts the built-in guest into memory.

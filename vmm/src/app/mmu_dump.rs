@@ -7,7 +7,6 @@ use super::run::{
 use super::{Outcome, builtin, watching};
 use crate::acpi::Platform;
 use crate::boot::{BootError, BootState};
-use crate::builtin::program;
 use crate::cli::DumpArgs;
 use crate::config::{self, MachineConfig, RunConfig, Settings};
 use crate::exit_status::ExitStatus;
@@ -32,7 +31,8 @@ impl Guest {
     fn new(settings: Settings, file: Settings) -> Result<Self, Failure> {
         if settings.kernel.is_none() && file.kernel.is_none() {
             let config = builtin::machine_config(&settings.over(file))?;
-            return Ok(Self::Builtin(config, program::assemble()?));
+            let image = builtin::image(&config, false)?;
+            return Ok(Self::Builtin(config, image));
         }
         let config = RunConfig::new(settings, file)?;
         check_files(&config)?;

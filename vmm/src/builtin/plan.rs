@@ -20,6 +20,8 @@ pub const TABLES: u32 = 0x20_0000;
 pub const TABLE_PAGES: u32 = 6;
 /// Where it leaves its answers, see [`Answers`].
 pub const ANSWERS: u32 = 0x1f_8000;
+/// The task state of its user mode.
+pub const TASK: u32 = 0x1f_9000;
 /// The sieve: one byte for each odd number below [`SIEVE_LIMIT`].
 pub const SIEVE: u32 = 0x30_0000;
 
@@ -94,7 +96,8 @@ impl Answers {
 
 const _: () = {
     assert!(MEMORY <= 0x8000_0000 && SIEVE as u64 + SIEVE_LIMIT as u64 / 2 <= MEMORY);
-    assert!(STACK_TOP <= ANSWERS && ANSWERS as usize + Answers::BYTES <= TABLES as usize);
+    assert!(STACK_TOP <= ANSWERS && ANSWERS as usize + Answers::BYTES <= TASK as usize);
+    assert!(TASK + 0x1000 <= TABLES);
     assert!(TABLES as u64 + TABLE_PAGES as u64 * PAGE_SIZE <= SIEVE as u64);
     assert!(SAME_PAGE_ACCESSES.is_multiple_of(2) && PAGES_IN_TURN_ACCESSES.is_multiple_of(SCRATCH_PAGES));
 };

@@ -1,7 +1,7 @@
 //! The built-in guest's machine code, assembled when it is needed.
 //!
 //! Part one runs in 32-bit protected mode and builds page tables that map the first 4 GiB onto themselves. Part two runs
-//! in long mode on those tables, does its work and leaves through debug-exit. Only instructions that KVM's own emulator
+//! in long mode on those tables, does its work (in ring 0 or ring 3) and leaves through debug-exit. Only instructions that KVM's own emulator
 //! knows are used, because on some hosts that is what executes a guest's kernel mode.
 
 use super::plan;
@@ -10,33 +10,60 @@ use iced_x86::code_asm::*;
 use umbra_devices::models::slot_control::regs as slot_control;
 use umbra_memslots::Gpa;
 
-/// Page-table entry bits: present, writable; a 2 MiB page; uncached.
+/// Page-table entry bits: present, writable; for user mode; a 2 MiB page; uncached.
 const TABLE: u32 = 0b11;
-const LARGE_PAGE: u32 = TABLE | 1 << 7;
+const USER: u32 = 0b100;
+const LARGE_PAGE: u32 = 1 << 7;
 const UNCACHED: u32 = 0b11 << 3;
 const PAGE: u32 = 4096;
 
 /// Selectors in the guest's GDT.
 const CODE_SELECTOR: u32 = 8;
 const DATA_SELECTOR: u32 = 16;
-/// Flat 64-bit code and flat data, ring 0.
-const GDT: [u64; 3] = [0, 0x00af_9a00_0000_ffff, 0x00cf_9200_0000_ffff];
+const USER_DATA_SELECTOR: u32 = 24 | 3;
+const USER_CODE_SELECTOR: u32 = 32 | 3;
+const TASK_SELECTOR: u32 = 40;
+/// Flat 64-bit code and flat data, for ring 0 and ring 3; the task state, whose upper half is 0.
+const GDT: [u64; 7] = [
+    0,
+    0x00af_9b00_0000_ffff,
+    0x00cf_9300_0000_ffff,
+    0x00cf_f300_0000_ffff,
+    0x00af_fb00_0000_ffff,
+    TASK_LIMIT | (plan::TASK as u64 & 0xff_ffff) << 16 | 0x89 << 40 | (plan::TASK as u64 >> 24) << 56,
+    0,
+];
+/// Where the I/O permission bitmap begins in the task state, and its length: all ports below 0x400, closed by ones.
+const IO_MAP: u32 = 104;
+const IO_MAP_BYTES: u32 = 0x400 / 8;
+const TASK_LIMIT: u64 = (IO_MAP + IO_MAP_BYTES) as u64;
+/// Interrupts off.
+const USER_FLAGS: u32 = 2;
 
 /// The GDT lies right before part two.
 const GDT_AT: u32 = plan::LONG_MODE - GDT_BYTES;
-const GDT_BYTES: u32 = 8 * 3;
+const GDT_BYTES: u32 = 8 * 7;
 
 /// What the contested page must read as while it is RAM.
 const RAM_PATTERN: u64 = 0x5241_4d20_6865_7265;
+
+/// Where the guest does its work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Privilege {
+    /// In ring 0.
+    Kernel,
+    /// In ring 3, with ring 0 only to get there.
+    User,
+}
 
 /// The whole program as a multiboot1 image (multiboot specification 0.6.96, section 3.1.1), which the vmm loads like any
 /// other.
 ///
 /// # Errors
 /// The assembler refuses an instruction, which the tests show it doesn't.
-pub fn assemble() -> Result<Vec<u8>, IcedError> {
-    let part_one = enter_long_mode()?;
-    let part_two = work()?;
+pub fn assemble(privilege: Privilege) -> Result<Vec<u8>, IcedError> {
+    let part_one = enter_long_mode(privilege)?;
+    let part_two = work(privilege)?;
     let end = plan::LONG_MODE + u32::try_from(part_two.len()).unwrap_or(u32::MAX);
     let mut image = multiboot_header(end);
     image.extend(part_one);
@@ -68,7 +95,11 @@ fn multiboot_header(end: u32) -> Vec<u8> {
 }
 
 /// Part one: page tables, GDT, long mode.
-fn enter_long_mode() -> Result<Vec<u8>, IcedError> {
+fn enter_long_mode(privilege: Privilege) -> Result<Vec<u8>, IcedError> {
+    let entry = match privilege {
+        Privilege::Kernel => TABLE,
+        Privilege::User => TABLE | USER,
+    };
     let pdpt = plan::TABLES + PAGE;
     let directories = plan::TABLES + 2 * PAGE;
     let mut a = CodeAssembler::new(32)?;
@@ -81,13 +112,13 @@ fn enter_long_mode() -> Result<Vec<u8>, IcedError> {
     a.xor(eax, eax)?;
     a.mov(ecx, plan::TABLE_PAGES * PAGE / 4)?;
     a.rep().stosd()?;
-    a.mov(dword_ptr(plan::TABLES), pdpt | TABLE)?;
+    a.mov(dword_ptr(plan::TABLES), pdpt | entry)?;
     for gib in 0..4 {
-        a.mov(dword_ptr(pdpt + 8 * gib), (directories + PAGE * gib) | TABLE)?;
+        a.mov(dword_ptr(pdpt + 8 * gib), (directories + PAGE * gib) | entry)?;
     }
     // 2048 large pages: 4 GiB, each address mapped to itself.
     a.mov(edi, directories)?;
-    a.mov(eax, LARGE_PAGE)?;
+    a.mov(eax, entry | LARGE_PAGE)?;
     a.mov(ecx, 2048)?;
     a.set_label(&mut fill)?;
     a.mov(dword_ptr(edi), eax)?;
@@ -121,9 +152,9 @@ fn enter_long_mode() -> Result<Vec<u8>, IcedError> {
 }
 
 /// Part two: everything the guest is for.
-fn work() -> Result<Vec<u8>, IcedError> {
+fn work(privilege: Privilege) -> Result<Vec<u8>, IcedError> {
     let mut guest = LongMode::new()?;
-    guest.set_up()?;
+    guest.set_up(privilege)?;
     guest.count_primes()?;
     guest.one_page()?;
     guest.pages_in_turn()?;
@@ -160,7 +191,7 @@ impl LongMode {
         })
     }
 
-    fn set_up(&mut self) -> Result<(), IcedError> {
+    fn set_up(&mut self, privilege: Privilege) -> Result<(), IcedError> {
         let a = &mut self.a;
         a.mov(eax, DATA_SELECTOR)?;
         a.mov(ds, eax)?;
@@ -174,7 +205,30 @@ impl LongMode {
         for answer in [PRIMES, SUM, WRONG_READS, SLOT_ROUNDS] {
             a.mov(qword_ptr(r13 + answer), rax)?;
         }
-        self.print("guest: long mode, on page tables I built myself\n")
+        match privilege {
+            Privilege::Kernel => self.print("guest: long mode, on page tables I built myself\n"),
+            Privilege::User => {
+                let mut here = a.create_label();
+                // Ring 3 may use ports: their bits in the bitmap are clear, as memory is at first.
+                a.mov(word_ptr(plan::TASK + 102), IO_MAP)?;
+                a.mov(byte_ptr(plan::TASK + IO_MAP + IO_MAP_BYTES), 0xff)?;
+                a.mov(eax, TASK_SELECTOR)?;
+                a.ltr(ax)?;
+                a.mov(eax, USER_DATA_SELECTOR)?;
+                a.mov(ds, eax)?;
+                a.mov(es, eax)?;
+                a.mov(rcx, rsp)?;
+                a.push(low32(USER_DATA_SELECTOR.into()))?;
+                a.push(rcx)?;
+                a.push(low32(USER_FLAGS.into()))?;
+                a.push(low32(USER_CODE_SELECTOR.into()))?;
+                a.lea(rax, ptr(here))?;
+                a.push(rax)?;
+                a.iretq()?;
+                a.set_label(&mut here)?;
+                self.print("guest: long mode, user mode, on page tables I built myself\n")
+            }
+        }
     }
 
     /// A sieve of Eratosthenes over odd numbers: byte i stands for 2i + 1 and is 1 if that is composite.
@@ -419,7 +473,7 @@ mod tests {
 
     #[test]
     fn program_assembles_and_ends_where_its_header_says() {
-        let image = assemble().unwrap();
+        let image = assemble(Privilege::User).unwrap();
         let word = |index: usize| u32::from_le_bytes(image[4 * index..4 * index + 4].try_into().unwrap());
         assert_eq!(word(0).wrapping_add(word(1)).wrapping_add(word(2)), 0, "checksum");
         assert_eq!(word(5) - plan::LOAD, u32::try_from(image.len()).unwrap());
@@ -428,7 +482,7 @@ mod tests {
 
     #[test]
     fn part_one_leaves_room_for_the_gdt() {
-        let bytes = u32::try_from(enter_long_mode().unwrap().len()).unwrap();
+        let bytes = u32::try_from(enter_long_mode(Privilege::User).unwrap().len()).unwrap();
         assert!(plan::ENTRY + bytes <= GDT_AT);
     }
 }

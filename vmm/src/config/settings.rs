@@ -40,7 +40,8 @@ pub struct Settings {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Guest", hide_possible_values = true)]
     pub no_reboot: Option<bool>,
 
-    /// What executes the guest: kvm, soft (a CPU in software), or auto: kvm if it is usable, else soft [default: auto]
+    /// What executes the guest: kvm, soft (a CPU in software), shadow (user mode on KVM with our page tables, the rest in
+    /// software), or auto: kvm if it is usable, else soft [default: auto]
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     pub backend: Option<BackendChoice>,
 
@@ -172,12 +173,14 @@ macro_rules! deserialize_from_str {
 
 words! {
     /// What executes the guest.
-    BackendChoice, "auto, kvm, soft" {
+    BackendChoice, "auto, kvm, shadow, soft" {
         /// The best there is on this host.
         #[default]
         Auto = "auto",
         /// The kernel's KVM.
         Kvm = "kvm",
+        /// User code on KVM with shadow tables of ours, the rest in software.
+        Shadow = "shadow",
         /// A CPU in software.
         Soft = "soft",
     }

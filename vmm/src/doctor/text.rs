@@ -20,6 +20,9 @@ pub fn render(facts: &Facts, style: Style) -> String {
             row("Limits", &limits(kvm));
         }
     }
+    if facts.kvm.usable() {
+        row("Shadow tables", &style.dim(SHADOW_TABLES));
+    }
     row("Software CPU", &style.dim(SOFTWARE_CPU));
     row("Host", &host(facts));
     row("CPU features", &features(facts, style));
@@ -41,6 +44,10 @@ pub fn render(facts: &Facts, style: Style) -> String {
     }
     out
 }
+
+/// Whatever lies under KVM can walk them.
+const SHADOW_TABLES: &str = "user mode on the CPU, on page tables of ours, the rest in software (--backend shadow): one CPU \
+                             without interrupts";
 
 /// There is nothing to look for: it is part of the program.
 const SOFTWARE_CPU: &str = "always there (--backend soft): one CPU without interrupts or floating point, enough for the \

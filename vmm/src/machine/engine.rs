@@ -1,4 +1,4 @@
-//! What executes a guest: KVM or the software CPU, chosen once for all lives of a machine.
+//! What executes a guest: KVM, KVM on our shadow tables, or the software CPU, chosen once for all lives of a machine.
 
 use super::{IOAPIC_PINS, MachineError};
 use crate::app::explain;
@@ -9,12 +9,15 @@ use umbra_memslots::{SlotLimits, SlotObserver, SlotReader};
 use umbra_vcpu::backend::VcpuBackend;
 use umbra_vcpu::fallback::{Fallback, FallbackCounts};
 use umbra_vcpu::kvm::{Irqchip, KvmHost, KvmKind, KvmVm, OpenError, VmOptions};
+use umbra_vcpu::shadow::{ShadowCounts, ShadowOptions, ShadowVm};
 use umbra_vcpu::soft::{SoftOptions, SoftVm};
 
 /// What this host has to execute guests.
 pub enum Host {
     /// KVM.
     Kvm(KvmHost),
+    /// KVM for user code, on shadow tables of ours.
+    Shadow(KvmHost),
     /// The software CPU; if that was not the user's own choice, why.
     Soft {
         /// What is the matter with KVM.
@@ -30,6 +33,7 @@ impl Host {
     pub fn choose(config: &MachineConfig) -> Result<Self, OpenError> {
         match config.backend {
             BackendChoice::Kvm => Ok(Self::Kvm(KvmHost::open_at(&config.kvm_device)?)),
+            BackendChoice::Shadow => Ok(Self::Shadow(KvmHost::open_at(&config.kvm_device)?)),
             BackendChoice::Soft => Ok(Self::Soft { because: None }),
             BackendChoice::Auto => Ok(Self::best(config)),
         }
@@ -62,6 +66,7 @@ impl Host {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Soft { .. } => "the software CPU",
+            Self::Shadow(_) => "shadow tables (user mode on the CPU, the rest in software)",
             Self::Kvm(host) => match host.caps().kind {
                 KvmKind::Vmx => "KVM (Intel VMX)",
                 KvmKind::Svm => "KVM (AMD SVM)",
@@ -74,7 +79,7 @@ impl Host {
     /// Physical address bits that a guest can have.
     pub(super) fn physical_bits(&self) -> u8 {
         match self {
-            Self::Kvm(_) => super::physical_bits(),
+            Self::Kvm(_) | Self::Shadow(_) => super::physical_bits(),
             Self::Soft { .. } => SoftVm::PHYSICAL_BITS,
         }
     }
@@ -87,7 +92,15 @@ pub(super) enum Engine {
         irqchip: Irqchip,
         fallback: bool,
     },
+    Shadow(ShadowVm),
     Soft(SoftVm),
+}
+
+/// A vCPU, and what it counts besides exits.
+pub(super) struct Made {
+    pub vcpu: Box<dyn VcpuBackend>,
+    pub fallback: Option<FallbackCounts>,
+    pub shadow: Option<ShadowCounts>,
 }
 
 impl Engine {
@@ -109,6 +122,13 @@ impl Engine {
                     fallback: config.fallback,
                 })
             }
+            Host::Shadow(_) if config.cpus > 1 => Err(MachineError::ShadowCpus { cpus: config.cpus }),
+            Host::Shadow(host) => Ok(Self::Shadow(ShadowVm::new(
+                host,
+                ShadowOptions {
+                    mmio_caching: config.mmio_cache,
+                },
+            )?)),
             Host::Soft { .. } if config.cpus > 1 => Err(MachineError::SoftCpus { cpus: config.cpus }),
             Host::Soft { .. } => Ok(Self::Soft(SoftVm::new(SoftOptions {
                 mmio_caching: config.mmio_cache,
@@ -120,6 +140,7 @@ impl Engine {
     pub fn backend(&self) -> &'static str {
         match self {
             Self::Kvm { .. } => "kvm",
+            Self::Shadow(_) => "shadow",
             Self::Soft(_) => "soft",
         }
     }
@@ -127,15 +148,17 @@ impl Engine {
     pub fn slot_limits(&self) -> SlotLimits {
         match self {
             Self::Kvm { vm, .. } => vm.slot_limits(),
+            Self::Shadow(vm) => vm.slot_limits(),
             Self::Soft(_) => SlotLimits::X86_64,
         }
     }
 
-    /// Who has to follow the memory slots.
-    pub fn slot_observer(&self) -> Box<dyn SlotObserver> {
+    /// Who has to follow the memory slots, in this order.
+    pub fn slot_observers(&self) -> Vec<Box<dyn SlotObserver>> {
         match self {
-            Self::Kvm { vm, .. } => Box::new(vm.slot_mirror()),
-            Self::Soft(vm) => vm.slot_follower(),
+            Self::Kvm { vm, .. } => vec![Box::new(vm.slot_mirror())],
+            Self::Shadow(vm) => vm.slot_observers(),
+            Self::Soft(vm) => vec![vm.slot_follower()],
         }
     }
 
@@ -152,28 +175,35 @@ impl Engine {
         }
     }
 
-    /// A vCPU that sees the memory of `slots`, set up by `prepare`; and what its fallback counts, if it has one.
+    /// A vCPU that sees the memory that `slots` makes readers for, set up by `prepare`.
     pub fn vcpu(
         &self,
         id: u32,
-        slots: SlotReader,
+        slots: impl Fn() -> SlotReader,
         prepare: impl FnOnce(&mut dyn VcpuBackend) -> Result<(), MachineError>,
-    ) -> Result<(Box<dyn VcpuBackend>, Option<FallbackCounts>), MachineError> {
+    ) -> Result<Made, MachineError> {
+        let made = |vcpu: Box<dyn VcpuBackend>, fallback, shadow| Made { vcpu, fallback, shadow };
         match self {
             Self::Soft(vm) => {
-                let mut vcpu = vm.create_vcpu(slots);
+                let mut vcpu = vm.create_vcpu(slots());
                 prepare(&mut vcpu)?;
-                Ok((Box::new(vcpu), None))
+                Ok(made(Box::new(vcpu), None, None))
+            }
+            Self::Shadow(vm) => {
+                let mut vcpu = vm.create_vcpu(slots)?;
+                prepare(&mut vcpu)?;
+                let counts = (Some(vcpu.counts()), Some(vcpu.backend().counts()));
+                Ok(made(Box::new(vcpu), counts.0, counts.1))
             }
             Self::Kvm { vm, fallback, .. } => {
                 let mut vcpu = vm.create_vcpu(id)?;
                 prepare(&mut vcpu)?;
                 if *fallback {
-                    let vcpu = Fallback::new(vcpu, slots);
+                    let vcpu = Fallback::new(vcpu, slots());
                     let counts = vcpu.counts();
-                    Ok((Box::new(vcpu), Some(counts)))
+                    Ok(made(Box::new(vcpu), Some(counts), None))
                 } else {
-                    Ok((Box::new(vcpu), None))
+                    Ok(made(Box::new(vcpu), None, None))
                 }
             }
         }
