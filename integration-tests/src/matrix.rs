@@ -7,17 +7,20 @@ use std::path::{Path, PathBuf};
 pub enum Backend {
     /// The kernel's KVM, through `/dev/kvm`.
     Kvm,
+    /// The software CPU, which needs nothing.
+    Soft,
 }
 
 impl Backend {
     /// All there are.
-    pub const ALL: [Self; 1] = [Self::Kvm];
+    pub const ALL: [Self; 2] = [Self::Kvm, Self::Soft];
 
     /// As `--backend` of the vmm has it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Kvm => "kvm",
+            Self::Soft => "soft",
         }
     }
 
@@ -30,6 +33,7 @@ impl Backend {
                 Ok(kvm) => Some(format!("/dev/kvm has API version {}, not 12", kvm.get_api_version())),
                 Err(error) => Some(format!("/dev/kvm: {error}")),
             },
+            Self::Soft => None,
         }
     }
 
