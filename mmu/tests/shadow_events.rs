@@ -86,7 +86,6 @@ fn mmio_is_marked_and_then_checked() {
     assert_eq!(
         own.observer().0,
         [
-            "kvm_mmu_get_page gfn 1 role 3704 existing",
             "check_mmio_spte spte 8000300000017 spte-gen 2 valid 1",
             "handle_mmio_page_fault addr 3008 gfn 300000 access 6",
         ]

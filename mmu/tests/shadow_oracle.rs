@@ -22,7 +22,7 @@ use stale::{History, known};
 use std::collections::{BTreeMap, BTreeSet};
 use umbra_memslots::{GfnRange, Gva};
 use umbra_mmu::guest_walk::{PdpteLoad, load_pdptes};
-use umbra_mmu::shadow::{BitSpan, DirtyLog, GenerationSpans, HostParams, ShadowVcpu};
+use umbra_mmu::shadow::{BitSpan, DirtyLog, GenerationSpans, HostParams, InvPcid, ShadowVcpu};
 use umbra_mmu::x86::{Access, AccessKind, GuestCpu, PagingMode, PagingRegs, PagingState, Privilege};
 
 const PAGES: u64 = 12;
@@ -41,6 +41,15 @@ enum Step {
     Device { page: u64, index: u64, value: u64 },
     /// INVLPG.
     Invlpg { vcpu: usize, parts: [u64; 6] },
+    /// CR3 is loaded for another PCID, with bit 63 set or not.
+    LoadCr3 { vcpu: usize, pcid: u16, keep: bool },
+    /// INVPCID of this type.
+    Invpcid {
+        vcpu: usize,
+        kind: u8,
+        pcid: u16,
+        parts: [u64; 6],
+    },
     /// CR3 and the control bits.
     Registers {
         vcpu: usize,
@@ -159,6 +168,9 @@ fn any_step(mode: u8) -> impl Strategy<Value = Step> {
         6 => (0..VCPUS, parts()).prop_map(|(vcpu, parts)| Step::Invlpg { vcpu, parts }),
         6 => (0..VCPUS, modes, 0..PAGES, any::<u64>(), any::<u32>())
             .prop_map(|(vcpu, mode, root, bits, pkru)| Step::Registers { vcpu, mode, root, bits, pkru }),
+        4 => (0..VCPUS, 0u16..3, any::<bool>()).prop_map(|(vcpu, pcid, keep)| Step::LoadCr3 { vcpu, pcid, keep }),
+        2 => (0..VCPUS, 0u8..3, 0u16..3, parts())
+            .prop_map(|(vcpu, kind, pcid, parts)| Step::Invpcid { vcpu, kind, pcid, parts }),
         2 => (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(a, b, c)| Step::Slots {
             present: (a | b | c) & ((1 << PAGES) - 1),
             read_only: a & b & c & ((1 << PAGES) - 1),
@@ -246,9 +258,11 @@ fn read_log(machine: &mut Machine, written: &mut BTreeSet<u64>) -> Result<(), Te
 struct Cpu {
     own: ShadowVcpu,
     regs: PagingRegs,
-    flushed: u64,
-    /// By page number.
-    invalidated: BTreeMap<u64, u64>,
+    pcid: u16,
+    /// By PCID.
+    flushed: [u64; 3],
+    /// By PCID and page number.
+    invalidated: BTreeMap<(u16, u64), u64>,
 }
 
 impl Cpu {
@@ -256,14 +270,15 @@ impl Cpu {
         Self {
             own: vcpu(&regs),
             regs,
-            flushed: 0,
+            pcid: 0,
+            flushed: [0; 3],
             invalidated: BTreeMap::new(),
         }
     }
 
     fn flushed(&self, gva: u64) -> u64 {
-        let page = self.invalidated.get(&(gva >> 12)).copied();
-        page.unwrap_or(0).max(self.flushed)
+        let page = self.invalidated.get(&(self.pcid, gva >> 12)).copied();
+        page.unwrap_or(0).max(self.flushed[usize::from(self.pcid)])
     }
 }
 
@@ -379,7 +394,38 @@ fn run(mode: u8, steps: Vec<Step>, entries: Vec<u64>, setting: Setting) -> Resul
                 machine
                     .mmu
                     .invlpg(&mut cpu.own, &*machine.ram, &mut machine.tlb, Gva::new(gva));
-                cpu.invalidated.insert(gva >> 12, history.now());
+                cpu.invalidated.insert((cpu.pcid, gva >> 12), history.now());
+            }
+            Step::LoadCr3 { vcpu, pcid, keep } => {
+                let cpu = &mut cpus[vcpu];
+                cpu.own.load_cr3(PagingState::new(&cpu.regs), pcid, keep);
+                cpu.pcid = pcid;
+                if !keep {
+                    cpu.flushed[usize::from(pcid)] = history.now();
+                }
+            }
+            Step::Invpcid {
+                vcpu,
+                kind,
+                pcid,
+                parts,
+            } => {
+                let cpu = &mut cpus[vcpu];
+                let gva = address(PagingMode::of(&cpu.regs), parts);
+                let what = match kind {
+                    0 => InvPcid::Address {
+                        pcid,
+                        gva: Gva::new(gva),
+                    },
+                    1 => InvPcid::Context { pcid },
+                    _ => InvPcid::All,
+                };
+                machine.mmu.invpcid(&mut cpu.own, &*machine.ram, &mut machine.tlb, what);
+                match kind {
+                    0 => drop(cpu.invalidated.insert((pcid, gva >> 12), history.now())),
+                    1 => cpu.flushed[usize::from(pcid)] = history.now(),
+                    _ => cpu.flushed = [history.now(); 3],
+                }
             }
             Step::Registers {
                 vcpu,
@@ -391,7 +437,7 @@ fn run(mode: u8, steps: Vec<Step>, entries: Vec<u64>, setting: Setting) -> Resul
                 let cpu = &mut cpus[vcpu];
                 cpu.regs = registers(&machine.ram, mode, root, bits, pkru);
                 cpu.own.set_state(PagingState::new(&cpu.regs));
-                cpu.flushed = history.now();
+                cpu.flushed = [history.now(); 3];
             }
             Step::Slots { present, read_only } => machine.set_slots(present, read_only),
             Step::Log(log) => {

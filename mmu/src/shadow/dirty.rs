@@ -17,6 +17,7 @@ impl<S: TableSpace> ShadowMmu<S> {
             &mut NoObserver,
             || tlb.flush_all(),
             |writer| {
+                self.found_is_void();
                 writer.pages.dirty_flags.retain(|other| !other.overlaps(range));
                 writer.pages.dirty.retain(|&gfn| !range.contains(gfn));
                 match log {
@@ -68,7 +69,7 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
         }
     }
 
-    fn unmap(&mut self, range: GfnRange) {
+    pub(super) fn unmap(&mut self, range: GfnRange) {
         for at in self.mappings_in(range) {
             self.drop_entry(at);
         }

@@ -1,5 +1,5 @@
-//! The slow path of a fault, with the lock held: walk the guest's tables, find the memory, make the path, install the
-//! leaf. KVM's `FNAME(page_fault)`, `kvm_faultin_pfn`, `FNAME(fetch)` and `mmu_set_spte`.
+//! The slow path of a fault: walk the guest's tables and find the memory; then, with the lock held, make the path and
+//! install the leaf. KVM's `FNAME(page_fault)`, `kvm_faultin_pfn`, `FNAME(fetch)` and `mmu_set_spte`.
 
 use super::leaf::{self, LeafParts};
 use super::link;
@@ -21,8 +21,53 @@ use crate::tables::TableSpace;
 use crate::x86::{Access, GuestPte, PagingMode, PagingState};
 use umbra_memslots::{GuestMemory, Gva};
 
+/// What a fault is about, found without the lock.
+pub(super) struct Found {
+    pub(super) walk: GuestWalk,
+    access: Access,
+    present: bool,
+    set: SlotSet,
+    frame: Option<FoundFrame>,
+}
+
 impl<S: TableSpace> ShadowMmu<S> {
-    /// `None` if all tables are in use.
+    /// Walks the guest's tables and looks for the memory. Or there is an outcome already.
+    pub(super) fn find<O: MmuObserver>(
+        &self,
+        observer: &mut O,
+        own: &mut Own,
+        memory: &impl GuestMemory,
+        frames: &mut impl FrameSource,
+        fault: ShadowFault,
+    ) -> Result<Found, FaultOutcome> {
+        let access = fault.access;
+        let walk = observed_walk(&own.state, memory, observer, fault).map_err(|failure| match failure {
+            WalkFailure::Fault(fault) => {
+                own.stats.injected += 1;
+                observer.walker_error(fault.code);
+                FaultOutcome::Inject(fault)
+            }
+            WalkFailure::NonCanonical(gva) => FaultOutcome::NonCanonical(gva),
+            WalkFailure::Retry => FaultOutcome::Retry,
+        })?;
+        let (set, frame) = frames.frame(walk.gpa.gfn());
+        match frame {
+            Some(frame) if frame.slot.invalid => return Err(FaultOutcome::Retry),
+            Some(frame) if access.is_write() && frame.slot.read_only => {
+                return Err(FaultOutcome::ReadOnlyWrite(walk.gpa, frame.slot.id));
+            }
+            _ => {}
+        }
+        Ok(Found {
+            walk,
+            access,
+            present: fault.present,
+            set,
+            frame,
+        })
+    }
+
+    /// Installs what was found.
     pub(super) fn map<O: MmuObserver>(
         &self,
         writer: &mut Writer<'_, S, O>,
@@ -30,42 +75,36 @@ impl<S: TableSpace> ShadowMmu<S> {
         own: &mut Own,
         memory: &impl GuestMemory,
         frames: &mut impl FrameSource,
-        fault: ShadowFault,
-    ) -> Option<FaultOutcome> {
-        let ShadowFault { gva, access, .. } = fault;
-        let walk = match observed_walk(&own.state, memory, writer.observer, fault) {
-            Ok(walk) => walk,
-            Err(WalkFailure::Fault(fault)) => {
-                own.stats.injected += 1;
-                writer.observer.walker_error(fault.code);
-                return Some(FaultOutcome::Inject(fault));
-            }
-            Err(WalkFailure::NonCanonical(gva)) => return Some(FaultOutcome::NonCanonical(gva)),
-            Err(WalkFailure::Retry) => return Some(FaultOutcome::Retry),
-        };
+        found: &Found,
+    ) -> FaultOutcome {
+        let &Found {
+            ref walk,
+            access,
+            present,
+            set,
+            frame,
+        } = found;
         let gfn = walk.gpa.gfn();
-        let (set, found) = frames.frame(gfn);
-        let Some(frame) = found else {
+        let Some(frame) = frame else {
             let target = Target {
-                walk: &walk,
-                access: clean_is_read_only(&walk, access),
+                walk,
+                access: clean_is_read_only(walk, access),
                 memory: None,
             };
             return self.map_mmio(writer, root, own, memory, &target, set);
         };
-        if frame.slot.invalid {
-            return Some(FaultOutcome::Retry);
-        }
-        if access.is_write() && frame.slot.read_only {
-            return Some(FaultOutcome::ReadOnlyWrite(walk.gpa, frame.slot.id));
-        }
-        if access.is_write() && fault.present && writer.is_tracked(gfn) {
+        if access.is_write() && present && writer.is_tracked(gfn) {
             // Known to be mapped without the right to write, and for this reason.
-            self.clear_floods(writer, root, gva);
+            self.clear_floods(writer, root, walk.gva);
             own.stats.tracked_writes += 1;
-            return Some(FaultOutcome::WriteTracked(walk.gpa));
+            return FaultOutcome::WriteTracked(walk.gpa);
         }
-        let allowed = with_wp_fixup(&own.state, clean_is_read_only(&walk, access), access);
+        own.stats.note_reclaim(writer.make_available());
+        if self.current_root(own).is_none() {
+            // The root had to go.
+            return FaultOutcome::Retry;
+        }
+        let allowed = with_wp_fixup(&own.state, clean_is_read_only(walk, access), access);
         let FoundFrame {
             address,
             slot,
@@ -78,14 +117,13 @@ impl<S: TableSpace> ShadowMmu<S> {
             memory,
         };
         let target = Target {
-            walk: &walk,
+            walk,
             access: allowed,
             memory: Some((address, largest)),
         };
         let (at, level) = match writer.path(&guest, root, &target) {
             PathTo::Leaf(at, level) => (at, level),
-            PathTo::Changed => return Some(FaultOutcome::Retry),
-            PathTo::OutOfTables => return None,
+            PathTo::Changed | PathTo::OutOfTables => return FaultOutcome::Retry,
         };
         let writable = !slot.read_only && allowed.contains(AccessMask::WRITE);
         let tracked = writable && writer.try_unsync(gfn, false).is_err();
@@ -96,7 +134,7 @@ impl<S: TableSpace> ShadowMmu<S> {
             entry: leaf::encode(LeafParts {
                 address: align(address, level),
                 access: allowed,
-                key: key_of(&own.state, &walk),
+                key: key_of(&own.state, walk),
                 host_writable: !slot.read_only,
                 tracked,
                 level,
@@ -112,14 +150,14 @@ impl<S: TableSpace> ShadowMmu<S> {
             own.stats.fixed += 1;
             writer.observer.set_spte(at, new.gfn, level, new.entry);
         }
-        Some(match set {
+        match set {
             _ if access.is_write() && tracked => {
                 own.stats.tracked_writes += 1;
                 FaultOutcome::WriteTracked(walk.gpa)
             }
             Set::Same => FaultOutcome::Spurious,
             Set::Changed => FaultOutcome::Fixed,
-        })
+        }
     }
 
     /// What the walk goes through is in use as tables (`shadow_page_table_clear_flood`).
@@ -145,7 +183,7 @@ impl<S: TableSpace> ShadowMmu<S> {
             generation,
             address_space,
         }: SlotSet,
-    ) -> Option<FaultOutcome> {
+    ) -> FaultOutcome {
         let &Target { walk, access, .. } = target;
         let gfn = walk.gpa.gfn();
         own.cache.store(CachedMmio {
@@ -163,15 +201,19 @@ impl<S: TableSpace> ShadowMmu<S> {
         let spans = self.layout.generation_spans();
         let (made, era) = (MmioGen::cut(generation, spans), MmioEra::of(generation, spans));
         let Some(spte) = MmioSpte::encode(&self.layout, gfn, access, made) else {
-            return Some(answer);
+            return answer;
         };
         if self.enter_era(writer, address_space, era) {
             // The root is gone as well. The next access is remembered.
-            return Some(answer);
+            return answer;
         }
         if era < self.eras.of(address_space) {
             // A view of the slots so old that its date would be taken for one of the present era.
-            return Some(answer);
+            return answer;
+        }
+        own.stats.note_reclaim(writer.make_available());
+        if self.current_root(own).is_none() {
+            return FaultOutcome::Retry;
         }
         let guest = GuestTables {
             state: &own.state,
@@ -183,10 +225,9 @@ impl<S: TableSpace> ShadowMmu<S> {
                     own.stats.created += 1;
                     writer.observer.mark_mmio_spte(at, gfn, access, made);
                 }
-                Some(answer)
+                answer
             }
-            PathTo::Changed => Some(FaultOutcome::Retry),
-            PathTo::OutOfTables => None,
+            PathTo::Changed | PathTo::OutOfTables => FaultOutcome::Retry,
         }
     }
 }

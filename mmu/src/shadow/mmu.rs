@@ -5,24 +5,22 @@
 //! goes. Tables of the last level become writable instead, and their shadows catch up when the guest flushes its TLB. So
 //! a present entry is always what a TLB might hold.
 //!
-//! One lock serialises whatever changes shadow pages, guest walks and searches of the memslots included: what a walk or
-//! a search found can't be overtaken by a zap before it is installed. MMIO that is known is recognised without it
-//! (`mmio_fault`).
+//! One lock serialises whatever changes shadow pages. A fault walks the guest's tables and looks for memory without it,
+//! and then makes sure that neither has been overtaken (`path`, `invalidation`). MMIO that is known is recognised without
+//! it altogether (`mmio_fault`).
 
 use super::host::EntryFormat;
 use super::layout::SpteLayout;
 use super::outcome::{FaultOutcome, ShadowFault};
 use super::pages::{Pages, Writer};
 use super::ports::{FrameSource, TlbControl};
-use super::root::{RootTables, ShadowRoot, root_keys};
-use super::sync::GuestTables;
-use super::vcpu::{Own, ShadowVcpu};
+use super::vcpu::ShadowVcpu;
 use crate::mmio::{Eras, MmioEra};
 use crate::observer::{MmuObserver, NoObserver};
 use crate::pool::TablePool;
 use crate::sync::{AtomicU64, Lock, Ordering};
 use crate::tables::{HeapTables, TableSpace};
-use umbra_memslots::{AddressSpaceId, Generation, GfnRange, Gpa, GuestMemory, Gva};
+use umbra_memslots::{AddressSpaceId, Generation, GfnRange, Gpa, GuestMemory};
 
 /// Fewer tables than this can't hold the roots of a vCPU and one path.
 const MIN_TABLES: u32 = 16;
@@ -50,7 +48,9 @@ pub struct ShadowMmu<S = HeapTables> {
     pub(super) pool: TablePool<S>,
     pages: Lock<Pages>,
     /// Moves when a root is taken out of use: roots of earlier epochs are to be loaded anew.
-    root_epoch: AtomicU64,
+    pub(super) root_epoch: AtomicU64,
+    /// Moves when what faults have found may not be true any more; with the lock held.
+    pub(super) sequence: AtomicU64,
     pub(super) eras: Eras,
 }
 
@@ -74,6 +74,7 @@ impl<S: TableSpace> ShadowMmu<S> {
             pool,
             pages: Lock::new(Pages::new(free)),
             root_epoch: AtomicU64::new(0),
+            sequence: AtomicU64::new(0),
             eras: Eras::new(),
         })
     }
@@ -98,24 +99,6 @@ impl<S: TableSpace> ShadowMmu<S> {
         self.change(&mut NoObserver, || {}, |writer| writer.leaves())
     }
 
-    /// The root that a vCPU is to run on: to be asked for before each entry, and cheap if nothing has changed.
-    ///
-    /// After a change of registers this is where the guest's TLB flush happens: what is below the root catches up with
-    /// the guest's tables, and the walker of this vCPU forgets everything.
-    pub fn root<O: MmuObserver>(
-        &self,
-        vcpu: &mut ShadowVcpu<O>,
-        memory: &impl GuestMemory,
-        address_space: AddressSpaceId,
-        tlb: &mut impl TlbControl,
-    ) -> ShadowRoot {
-        let tables = match self.current_root(&vcpu.own) {
-            Some(tables) => tables,
-            None => self.load_root(vcpu, memory, address_space, tlb),
-        };
-        tables.to_load(|table| self.pool.space().address(table))
-    }
-
     /// A fault that the walker of the shadow tables reported.
     pub fn page_fault<O: MmuObserver>(
         &self,
@@ -131,25 +114,32 @@ impl<S: TableSpace> ShadowMmu<S> {
         {
             return outcome;
         }
-        let Some(root) = self.current_root(&vcpu.own) else {
+        if self.current_root(&vcpu.own).is_none() {
             self.load_root(vcpu, memory, frames.current().address_space, tlb);
             return FaultOutcome::Retry;
-        };
-        let mapped = self.change(
-            &mut vcpu.observer,
-            || tlb.flush_all(),
-            |writer| self.map(writer, root, &mut vcpu.own, memory, frames, fault),
-        );
-        match mapped {
-            Some(outcome) => outcome,
-            None => {
-                // All tables are in use: begin anew.
-                vcpu.own.stats.reclaims += 1;
-                self.zap_all(&mut vcpu.observer, tlb);
-                self.load_root(vcpu, memory, frames.current().address_space, tlb);
-                FaultOutcome::Retry
-            }
         }
+        let ShadowVcpu { own, observer } = vcpu;
+        let sequence = self.sequence.load(Ordering::Acquire);
+        let found = match self.find(observer, own, memory, frames, fault) {
+            Ok(found) => found,
+            Err(outcome) => return outcome,
+        };
+        self.change(
+            observer,
+            || tlb.flush_all(),
+            |writer| {
+                // Zapped meanwhile, or what was found isn't true any more.
+                let Some(root) = self.current_root(own) else {
+                    return FaultOutcome::Retry;
+                };
+                if self.sequence.load(Ordering::Acquire) != sequence
+                    || writer.is_being_invalidated(GfnRange::single(found.walk.gpa.gfn()))
+                {
+                    return FaultOutcome::Retry;
+                }
+                self.map(writer, root, own, memory, frames, &found)
+            },
+        )
     }
 
     /// The guest's memory was written at `gpa` other than through a mapping of ours: an emulated instruction, a device.
@@ -162,47 +152,6 @@ impl<S: TableSpace> ShadowMmu<S> {
             observer,
             || tlb.flush_all(),
             |writer| writer.guest_wrote(gpa.gfn(), offset, bytes),
-        );
-    }
-
-    /// INVLPG on this vCPU.
-    pub fn invlpg<O: MmuObserver>(
-        &self,
-        vcpu: &mut ShadowVcpu<O>,
-        memory: &impl GuestMemory,
-        tlb: &mut impl TlbControl,
-        gva: Gva,
-    ) {
-        vcpu.own.cache.forget_gva(gva);
-        if let Some(root) = self.current_root(&vcpu.own) {
-            let guest = GuestTables {
-                state: &vcpu.own.state,
-                memory,
-            };
-            self.change(
-                &mut vcpu.observer,
-                || tlb.flush_all(),
-                |writer| writer.invalidate(&guest, root, gva),
-            );
-        }
-        tlb.flush_gva(gva);
-    }
-
-    /// The frames' memory goes or changes its place: all mappings of it go, and all shadows of tables in it.
-    pub fn zap_range<O: MmuObserver>(&self, observer: &mut O, tlb: &mut impl TlbControl, range: GfnRange) {
-        self.change(observer, || tlb.flush_all(), |writer| writer.zap_range(range));
-    }
-
-    /// Everything goes (`kvm_mmu_zap_all_fast`).
-    pub fn zap_all<O: MmuObserver>(&self, observer: &mut O, tlb: &mut impl TlbControl) {
-        self.change(
-            observer,
-            || tlb.flush_all(),
-            |writer| {
-                let in_use = writer.in_use();
-                writer.observer.zap_all_fast(AddressSpaceId::Normal, in_use);
-                writer.zap_all();
-            },
         );
     }
 
@@ -240,62 +189,6 @@ impl<S: TableSpace> ShadowMmu<S> {
             self.eras.enter(address_space, era);
         }
         forward
-    }
-
-    /// The vCPU's root, if it has one that is still in use.
-    pub(super) fn current_root(&self, own: &Own) -> Option<RootTables> {
-        let (tables, epoch) = own.root?;
-        (epoch == self.root_epoch.load(Ordering::Acquire)).then_some(tables)
-    }
-
-    fn load_root<O: MmuObserver>(
-        &self,
-        vcpu: &mut ShadowVcpu<O>,
-        memory: &impl GuestMemory,
-        address_space: AddressSpaceId,
-        tlb: &mut impl TlbControl,
-    ) -> RootTables {
-        vcpu.own.stats.roots += 1;
-        let keys = root_keys(&vcpu.own.state, address_space);
-        let guest = GuestTables {
-            state: &vcpu.own.state,
-            memory,
-        };
-        loop {
-            let made = self.change(
-                &mut vcpu.observer,
-                || tlb.flush_all(),
-                |writer| {
-                    let mut tables = [None; 4];
-                    for (table, key) in tables.iter_mut().zip(&keys) {
-                        if let Some((gfn, role)) = *key {
-                            *table = Some(writer.get(&guest, gfn, role, true)?);
-                        }
-                    }
-                    writer.flush_now();
-                    for &table in tables.iter().flatten() {
-                        writer.sync_below(&guest, table);
-                    }
-                    // With the lock held: no root can be lost before this is read.
-                    Some((tables, self.root_epoch.load(Ordering::Acquire)))
-                },
-            );
-            let Some((tables, epoch)) = made else {
-                vcpu.own.stats.reclaims += 1;
-                self.zap_all(&mut vcpu.observer, tlb);
-                continue;
-            };
-            let tables = match tables {
-                [Some(table), ..] if vcpu.own.state.mode.is_long() => RootTables::Long {
-                    table,
-                    levels: vcpu.own.state.mode.levels(),
-                },
-                tables => RootTables::Pae(tables),
-            };
-            vcpu.own.root = Some((tables, epoch));
-            tlb.flush_vcpu();
-            return tables;
-        }
     }
 
     /// One operation on the shadow pages.

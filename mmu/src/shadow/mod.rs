@@ -4,7 +4,8 @@
 //! to tables), `leaf` (entries that map memory), [`refusal`] (why a host can't have MMIO SPTEs).
 //!
 //! What is done with them: [`role`] (what a page is a shadow as), `pages` (which there are, and who points to whom) with
-//! `path`, `unsync`, `sync`, `guest_write`, `dirty` and `zap` (what happens to them), [`root`] (where a walk begins), [`ports`] and [`outcome`] (what is asked of others, and answered), [`mmu`] (the
+//! `path`, `unsync`, `sync`, `guest_write`, `dirty`, `zap`,
+//! `reclaim` and `invalidation` (what happens to them), [`root`] and `root_cache` (where a walk begins), [`ports`] and [`outcome`] (what is asked of others, and answered), [`mmu`] (the
 //! operations), `map` (the slow path of a fault), `watched` (its walk, observed), `mmio_fault` (the fast path), [`vcpu`]
 //! (what each vCPU keeps).
 
@@ -12,6 +13,7 @@ pub mod bits;
 mod dirty;
 mod guest_write;
 pub mod host;
+mod invalidation;
 pub mod layout;
 mod leaf;
 pub mod link;
@@ -22,9 +24,11 @@ pub mod outcome;
 mod pages;
 mod path;
 pub mod ports;
+mod reclaim;
 pub mod refusal;
 pub mod role;
 pub mod root;
+mod root_cache;
 mod sync;
 mod unsync;
 pub mod vcpu;
@@ -40,4 +44,5 @@ pub use ports::{DirtyLog, FoundFrame, FrameSource, TlbControl};
 pub use refusal::{CachingOff, LayoutError};
 pub use role::{PageRole, VcpuRole};
 pub use root::ShadowRoot;
+pub use root_cache::InvPcid;
 pub use vcpu::{ShadowStats, ShadowVcpu};

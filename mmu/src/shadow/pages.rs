@@ -34,6 +34,10 @@ pub(super) struct ShadowPage {
     /// Emulated writes since it was last used.
     pub(super) writes: u8,
     pub(super) is_root: bool,
+    /// When it was made.
+    pub(super) age: u64,
+    /// Of what validity it is: an older one than [`Pages::valid`] is as good as gone.
+    pub(super) valid: u64,
     /// The guest may write to the table; entries may be older than what it holds now.
     pub(super) unsync: bool,
     /// Which entries lead to pages that are unsync, or did.
@@ -55,7 +59,7 @@ impl Source {
 }
 
 impl ShadowPage {
-    fn new(gfn: Gfn, role: PageRole, is_root: bool) -> Self {
+    fn new(gfn: Gfn, role: PageRole, is_root: bool, age: u64, valid: u64) -> Self {
         let sources = if role.is_direct() {
             Vec::new()
         } else {
@@ -68,6 +72,8 @@ impl ShadowPage {
             sources,
             writes: 0,
             is_root,
+            age,
+            valid,
             unsync: false,
             unsync_children: ChildBits::default(),
         }
@@ -90,6 +96,14 @@ pub(super) struct Pages {
     pub(super) free: FreeTables,
     pub(super) pages: BTreeMap<TableId, ShadowPage>,
     pub(super) by_key: BTreeMap<(Gfn, PageRole), TableId>,
+    /// By age.
+    pub(super) by_age: BTreeMap<u64, TableId>,
+    /// The age of the next one.
+    born: u64,
+    /// Moves when everything is zapped (`mmu_valid_gen`).
+    pub(super) valid: u64,
+    /// Frames whose memory is being taken away.
+    pub(super) invalidations: Vec<GfnRange>,
     /// The leaves of each level that map the frames from this one on.
     pub(super) reverse: BTreeMap<(u8, Gfn), Vec<EntryLocation>>,
     /// Frames that are logged by dirty flags, and those of them that were written to through leaves that are gone.
@@ -103,6 +117,10 @@ impl Pages {
             free,
             pages: BTreeMap::new(),
             by_key: BTreeMap::new(),
+            by_age: BTreeMap::new(),
+            born: 0,
+            valid: 0,
+            invalidations: Vec::new(),
             reverse: BTreeMap::new(),
             dirty_flags: Vec::new(),
             dirty: BTreeSet::new(),
@@ -267,7 +285,11 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
     /// A guest table that gets its first shadow is write-protected; to be flushed before anything is read from it.
     pub(super) fn create(&mut self, gfn: Gfn, role: PageRole, is_root: bool) -> Option<TableId> {
         let table = self.pool.allocate(&mut self.pages.free)?;
-        self.pages.pages.insert(table, ShadowPage::new(gfn, role, is_root));
+        let (age, valid) = (self.pages.born, self.pages.valid);
+        self.pages.born += 1;
+        let page = ShadowPage::new(gfn, role, is_root, age, valid);
+        self.pages.pages.insert(table, page);
+        self.pages.by_age.insert(age, table);
         self.pages.by_key.insert((gfn, role), table);
         if !role.is_direct() {
             self.write_protect(gfn);

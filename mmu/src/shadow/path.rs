@@ -11,7 +11,7 @@ use crate::guest_walk::GuestWalk;
 use crate::observer::MmuObserver;
 use crate::tables::{EntryLocation, TableId, TableSpace};
 use alloc::vec::Vec;
-use umbra_memslots::{Gfn, GuestMemory, PAGE_SHIFT};
+use umbra_memslots::{Gfn, GfnRange, GuestMemory, PAGE_SHIFT};
 
 /// What is to be reached.
 pub(super) struct Target<'a> {
@@ -51,7 +51,13 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
                 self.zap(table);
             }
         }
-        let found = self.pages.by_key.get(&(gfn, role)).copied();
+        let mut found = self.pages.by_key.get(&(gfn, role)).copied();
+        if let Some(table) = found
+            && self.page(table).is_some_and(|page| page.valid != self.pages.valid)
+        {
+            self.zap(table);
+            found = None;
+        }
         let table = match found {
             Some(table) => {
                 if self.page(table).is_some_and(|page| page.unsync) {
@@ -150,7 +156,11 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
     /// (`kvm_mmu_hugepage_adjust`).
     fn goal(&self, gfn: Gfn, memory: Option<(u64, u8)>, level: u8) -> u8 {
         let largest = memory.map_or(1, |(_, largest)| largest).min(level).min(leaf::MAX_LEVEL);
-        let fits = |&level: &u8| !self.is_shadowed(first_of(gfn, level), level);
+        let fits = |&level: &u8| {
+            let first = first_of(gfn, level);
+            let going = GfnRange::new(first, frames_of(level)).is_none_or(|range| self.is_being_invalidated(range));
+            !going && !self.is_shadowed(first, level)
+        };
         (2..=largest).rev().find(fits).unwrap_or(1)
     }
 }

@@ -10,8 +10,6 @@ pub trait FrameSource {
     fn current(&mut self) -> SlotSet;
 
     /// The memory of a frame, if it has a slot, in the current set, which is named as well.
-    ///
-    /// Called with the MMU's lock held.
     fn frame(&mut self, gfn: Gfn) -> (SlotSet, Option<FoundFrame>);
 
     /// The guest may write to the page from now on, and its slot is logged by [`DirtyLog::WriteProtection`].

@@ -49,6 +49,14 @@ impl RootTables {
         }
     }
 
+    /// Calls for each of the tables.
+    pub(super) fn each(self, mut f: impl FnMut(TableId)) {
+        match self {
+            Self::Long { table, .. } => f(table),
+            Self::Pae(tables) => tables.into_iter().flatten().for_each(f),
+        }
+    }
+
     /// What to load, given each table's address.
     pub(super) fn to_load(self, address: impl Fn(TableId) -> u64) -> ShadowRoot {
         match self {

@@ -1,9 +1,10 @@
 //! [`ShadowVcpu`]: what one vCPU keeps for itself on the shadow side.
 
-use super::root::RootTables;
+use super::root_cache::Loaded;
 use crate::mmio::VcpuMmioCache;
 use crate::observer::{MmuObserver, NoObserver};
 use crate::x86::PagingState;
+use alloc::vec::Vec;
 
 /// Counts of one vCPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -26,8 +27,20 @@ pub struct ShadowStats {
     pub injected: u64,
     /// Roots loaded.
     pub roots: u64,
-    /// Times that everything was zapped because all tables were in use.
+    /// Those of them that were remembered.
+    pub root_hits: u64,
+    /// Times that pages were zapped because all tables were in use.
     pub reclaims: u64,
+    /// Pages that were zapped then.
+    pub reclaimed_pages: u64,
+}
+
+impl ShadowStats {
+    /// So many pages had to go.
+    pub(super) fn note_reclaim(&mut self, pages: u32) {
+        self.reclaims += u64::from(pages > 0);
+        self.reclaimed_pages += u64::from(pages);
+    }
 }
 
 /// One vCPU's part of one [`ShadowMmu`](super::ShadowMmu); not to be used with another.
@@ -41,8 +54,10 @@ pub struct ShadowVcpu<O = NoObserver> {
 #[derive(Debug)]
 pub(super) struct Own {
     pub(super) state: PagingState,
-    /// The root's tables, and the epoch in which they were valid.
-    pub(super) root: Option<(RootTables, u64)>,
+    pub(super) root: Option<Loaded>,
+    /// Roots that were current before, the last one first.
+    pub(super) previous: Vec<Loaded>,
+    pub(super) pcid: u16,
     pub(super) cache: VcpuMmioCache,
     pub(super) stats: ShadowStats,
 }
@@ -61,6 +76,8 @@ impl<O: MmuObserver> ShadowVcpu<O> {
         let own = Own {
             state,
             root: None,
+            previous: Vec::new(),
+            pcid: 0,
             cache: VcpuMmioCache::new(),
             stats: ShadowStats::default(),
         };
@@ -72,9 +89,23 @@ impl<O: MmuObserver> ShadowVcpu<O> {
     ///
     /// RFLAGS.AC and PKRU may change without the root: a walker has them itself.
     pub fn set_state(&mut self, state: PagingState) {
-        self.own.state = state;
-        self.own.root = None;
-        self.own.cache.forget_gvas();
+        self.load_cr3(state, self.own.pcid, true);
+        self.own.previous.iter_mut().for_each(Loaded::outdate);
+    }
+
+    /// CR3 was loaded, in an address space of this PCID (0 where PCIDs aren't in use). With `keep` (bit 63 of the value)
+    /// the translations that are known of the PCID stay: then a root that is remembered doesn't catch up with the guest's
+    /// tables.
+    pub fn load_cr3(&mut self, state: PagingState, pcid: u16, keep: bool) {
+        let own = &mut self.own;
+        own.leave_root();
+        if !keep {
+            let concerned = own.previous.iter_mut().filter(|root| root.pcid == pcid);
+            concerned.for_each(Loaded::outdate);
+        }
+        own.state = state;
+        own.pcid = pcid;
+        own.cache.forget_gvas();
     }
 
     /// The registers.

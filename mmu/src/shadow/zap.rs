@@ -29,7 +29,7 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
         let Some(page) = self.pages.pages.get_mut(&table) else {
             return;
         };
-        let (gfn, role, unsync) = (page.gfn, page.role, page.unsync);
+        let (gfn, role, unsync, age) = (page.gfn, page.role, page.unsync, page.age);
         let parents = core::mem::take(&mut page.parents);
         if page.is_root {
             // A root is linked from vCPUs: this cuts it off, and so must come before the table is counted as recycled.
@@ -48,6 +48,7 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
             self.observer.sync_page(gfn, role);
         }
         self.pages.pages.remove(&table);
+        self.pages.by_age.remove(&age);
         self.unused.push(table);
     }
 
@@ -57,6 +58,19 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
         for table in tables {
             self.zap(table);
         }
+    }
+
+    /// Removes up to `count` pages that went out of sight when everything was zapped. Says whether there are more.
+    pub(super) fn zap_obsolete(&mut self, count: usize) -> bool {
+        let valid = self.pages.valid;
+        let is_obsolete = |table: &TableId| self.page(*table).is_some_and(|page| page.valid != valid);
+        // Those that were made since are the youngest.
+        let oldest = self.pages.by_age.values().copied();
+        let obsolete: Vec<TableId> = oldest.take_while(is_obsolete).take(count).collect();
+        for &table in &obsolete {
+            self.zap(table);
+        }
+        !obsolete.is_empty()
     }
 
     /// Removes all mappings of the frames, and all shadows of guest tables in them.
