@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`access_mask`] (permissions), [`shadow`] (the bits of an entry), [`mmio`] (how an entry says
 //! "MMIO"), [`tables`] (where entries are kept), [`direct`] (the tables that answer by gfn, and the answer),
-//! [`observer`] (who is told). Apart from these: [`x86`] (facts about paging) and [`guest_walk`] (a guest's own tables);
+//! [`nested`] (guests that are hypervisors), [`observer`] (who is told). Apart from these: [`x86`] (facts about paging) and [`guest_walk`] (a guest's own tables);
 //! `gva_memory` is that as a `vm_memory` guest memory, and
 //! [`inspect`] lists tables for people.
 #![cfg_attr(not(feature = "std"), no_std)]
@@ -18,6 +18,7 @@ pub mod gva_memory;
 pub mod hw_model;
 pub mod inspect;
 pub mod mmio;
+pub mod nested;
 pub mod observer;
 mod pool;
 pub mod shadow;
