@@ -126,7 +126,7 @@ impl<S: TableSpace> ShadowMmu<S> {
             PathTo::Changed | PathTo::OutOfTables => return FaultOutcome::Retry,
         };
         let writable = !slot.read_only && allowed.contains(AccessMask::WRITE);
-        let tracked = writable && writer.try_unsync(gfn, false).is_err();
+        let tracked = writable && writer.try_unsync(gfn).is_err();
         let new = NewLeaf {
             gfn: first_of(gfn, level),
             access: allowed,

@@ -35,14 +35,13 @@ impl ChildBits {
     }
 }
 
-/// Writes to the frame must be known of: it is a guest table above the last level, or may not become unsync now.
+/// Writes to the frame must be known of: it is a guest table above the last level.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct MustStayTracked;
 
 impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
-    /// Before a leaf allows writes to the frame: makes all shadows of it unsync. A `guess` (a page that nobody has asked
-    /// for yet) isn't worth that.
-    pub(super) fn try_unsync(&mut self, gfn: Gfn, guess: bool) -> Result<(), MustStayTracked> {
+    /// Before a leaf allows writes to the frame: makes all shadows of it unsync.
+    pub(super) fn try_unsync(&mut self, gfn: Gfn) -> Result<(), MustStayTracked> {
         if self.is_tracked(gfn) {
             return Err(MustStayTracked);
         }
@@ -51,9 +50,6 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
             let Some(page) = self.pages.pages.get_mut(&table).filter(|page| !page.unsync) else {
                 continue;
             };
-            if guess {
-                return Err(MustStayTracked);
-            }
             page.unsync = true;
             let (role, parents) = (page.role, page.parents.clone());
             self.observer.unsync_page(gfn, role);
