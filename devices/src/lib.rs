@@ -16,7 +16,7 @@ pub use access::{IoOp, IoSize};
 pub use bus::{Bus, BusAddress, BusChange, BusCursor, BusRange, Port};
 pub use clock::{Clock, HostClock, ManualClock};
 pub use device::{Device, Effect, IoOutcome, Persist, Refusal};
-pub use irq::{Gsi, IrqLine, IrqPins, IrqSink};
+pub use irq::{Gsi, IntrSource, IrqLine, IrqPins, IrqSink};
 
 /// The README's example, as a test.
 #[cfg(doctest)]

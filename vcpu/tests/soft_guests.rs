@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how tests fail")]
 
 use iced_x86::code_asm::*;
-use std::sync::Arc;
-use umbra_devices::{IoOp, IoSize};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, OnceLock};
+use umbra_devices::irq::Waker;
+use umbra_devices::{IntrSource, IoOp, IoSize};
 use umbra_memslots::ram::{GuestRam, HostMapping};
 use umbra_memslots::{Gpa, GuestMemory, SlotLimits, SlotTable};
 use umbra_vcpu::backend::{BackendError, VcpuBackend};
@@ -306,6 +308,114 @@ fn code_in_a_device_is_fetched_from_the_device() {
     assert_eq!(exit, VmExit::Hlt);
     assert!(fetched > 0);
     assert_eq!(guest.vcpu.regs().unwrap().rip, DEVICE + 1);
+}
+
+/// Interrupts that wait, in their order.
+#[derive(Default)]
+struct Line {
+    vectors: Mutex<VecDeque<u8>>,
+    waker: OnceLock<Waker>,
+}
+
+impl Line {
+    fn raise(&self, vector: u8) {
+        self.vectors.lock().unwrap().push_back(vector);
+        self.waker.get().unwrap()();
+    }
+}
+
+impl IntrSource for Line {
+    fn is_pending(&self) -> bool {
+        !self.vectors.lock().unwrap().is_empty()
+    }
+
+    fn acknowledge(&self) -> u8 {
+        self.vectors.lock().unwrap().pop_front().unwrap()
+    }
+
+    fn set_waker(&self, waker: Waker) {
+        assert!(self.waker.set(waker).is_ok());
+    }
+}
+
+fn wired(mut guest: Guest) -> (Guest, Arc<Line>) {
+    let line = Arc::<Line>::default();
+    guest.vcpu.set_interrupts(Arc::clone(&line) as _);
+    (guest, line)
+}
+
+#[test]
+fn halted_guest_sleeps_until_an_interrupt() {
+    let (mut guest, line) = wired(guest(|a| {
+        a.sti()?;
+        a.hlt()?;
+        a.out(0x80, al)?;
+        a.hlt()
+    }));
+    guest.gate(0x1f, 0x3000);
+    // mov al, 7; iretd
+    guest.ram.write(Gpa::new(0x3000), &[0xb0, 7, 0xcf]).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            line.raise(0x1f);
+        });
+        let exit = guest.run(VmEntry::Resume);
+        assert!(
+            matches!(exit, VmExit::Pio { op: IoOp::Write(7), .. }),
+            "the handler ran, then what follows hlt: {exit:?}"
+        );
+    });
+    // Asleep again, a kick gets it out; and it sleeps on.
+    let kick = guest.vcpu.kick_handle();
+    for _ in 0..2 {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                kick.kick();
+            });
+            assert_eq!(guest.run(VmEntry::Resume), VmExit::Interrupted);
+        });
+    }
+}
+
+#[test]
+fn interrupt_waits_until_the_guest_takes_it() {
+    let (mut guest, line) = wired(guest(|a| {
+        a.mov(al, 1)?;
+        a.out(0x80, al)?;
+        a.sti()?;
+        // In the shadow of sti.
+        a.mov(al, 2)?;
+        a.mov(ah, 1)?;
+        a.jmp(0x3100u64)
+    }));
+    guest.gate(0x1f, 0x3000);
+    guest.gate(0x1e, 0x3000);
+    // out 0x81, al; iretd
+    guest.ram.write(Gpa::new(0x3000), &[0xe6, 0x81, 0xcf]).unwrap();
+    // jmp 0x3100
+    guest.ram.write(Gpa::new(0x3100), &[0xeb, 0xfe]).unwrap();
+    line.raise(0x1f);
+    line.raise(0x1e);
+    assert!(matches!(guest.run(VmEntry::Resume), VmExit::Pio { port: 0x80, .. }));
+    for _ in 0..2 {
+        let exit = guest.run(VmEntry::Resume);
+        assert!(
+            matches!(
+                exit,
+                VmExit::Pio {
+                    port: 0x81,
+                    op: IoOp::Write(2),
+                    ..
+                }
+            ),
+            "{exit:?}"
+        );
+    }
+    assert!(!line.is_pending());
+    guest.vcpu.stop_after(10);
+    assert_eq!(guest.run(VmEntry::Resume), VmExit::Interrupted);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A machine: everything wired together, started, watched and taken apart again. The only module that names concrete
 //! types of all crates.
 //!
-//! Read in this order: [`engine`], [`ram`], [`board`] and [`effects`] (the parts), [`ending`] (how it can end), [`watch`] and
+//! Read in this order: [`engine`], [`ram`], [`board`], [`legacy`] and [`effects`] (the parts), [`ending`] (how it can end), [`watch`] and
 //! [`console_input`] (what the main thread does meanwhile), then here.
 //!
 //! A reset is a real one: the machine is dropped and another one built in its place, so that nothing of the old state can
@@ -12,6 +12,7 @@ pub mod console_input;
 pub mod effects;
 pub mod ending;
 pub mod engine;
+pub mod legacy;
 pub mod ram;
 pub mod watch;
 
@@ -131,7 +132,7 @@ pub struct Machine {
     vcpu_ended: EventHandle,
     started: Instant,
     cpus: u32,
-    backend: &'static str,
+    engine: Engine,
     paused: bool,
     show: Box<dyn Fn(&RunReport)>,
 }
@@ -145,10 +146,13 @@ pub enum Console {
     Pane(ConsolePane),
 }
 
+/// What puts a guest into memory.
+pub type LoadGuest<'a> = dyn Fn(&Memslots, &MemoryLayout, Option<&acpi::Platform>) -> Result<BootState, BootError> + 'a;
+
 /// What a machine is made for.
 pub struct Purpose<'a> {
-    /// Puts the guest into memory.
-    pub load: &'a dyn Fn(&Memslots, &MemoryLayout, &acpi::Platform) -> Result<BootState, BootError>,
+    /// Puts the guest into memory, with ACPI tables if the machine is one that they can describe.
+    pub load: &'a LoadGuest<'a>,
     /// Add the devices that the built-in guest needs.
     pub test_devices: bool,
     /// Take the time of each exit: two readings of the clock.
@@ -189,7 +193,7 @@ impl Machine {
             rtc: true,
             virtio_mmio: Vec::new(),
         };
-        let boot = (purpose.load)(&ram.snapshot(), &layout, &platform)?;
+        let boot = (purpose.load)(&ram.snapshot(), &layout, engine.has_apics().then_some(&platform))?;
         tracing::info!("{boot}");
 
         let endings = Arc::new(EndingBox::new().map_err(descriptor)?);
@@ -203,6 +207,9 @@ impl Machine {
                 Board::new(&layout, ConsoleOutput::new(*fd, gate.clone(), closed), sink)?
             }
         };
+        if let Some(legacy) = engine.legacy() {
+            board.add_legacy(legacy)?;
+        }
         if purpose.test_devices {
             board.add_test_devices()?;
         }
@@ -254,7 +261,7 @@ impl Machine {
             vcpu_ended,
             started,
             cpus: config.cpus,
-            backend: engine.backend(),
+            engine,
             paused: false,
             show: Box::new(show),
         })
@@ -297,7 +304,7 @@ impl Machine {
             Arc::clone(&self.mmu),
             self.ram.clone(),
         );
-        let (backend, cpus, started) = (self.backend, self.cpus, self.started);
+        let (backend, cpus, started) = (self.engine.backend(), self.cpus, self.started);
         move || {
             let per_vcpu = control.stats(ANSWER).unwrap_or_else(|_| control.last_stats());
             show(&with_mmu(
@@ -331,7 +338,11 @@ impl Machine {
         Stopped {
             ram: self.ram.clone(),
             mid_line: self.gate.is_mid_line(),
-            report: with_mmu(report(self.backend, self.cpus, wall, &per_vcpu), &self.mmu, &self.ram),
+            report: with_mmu(
+                report(self.engine.backend(), self.cpus, wall, &per_vcpu),
+                &self.mmu,
+                &self.ram,
+            ),
             vcpus: (0..self.cpus).map(|vcpu| control.take_state(vcpu)).collect(),
             mmu: self.mmu,
         }
@@ -366,7 +377,7 @@ impl Watched for Machine {
     fn show_stats(&mut self) {
         let control = self.vcpus.control();
         let per_vcpu = control.stats(PATIENCE).unwrap_or_else(|_| control.last_stats());
-        let report = report(self.backend, self.cpus, self.started.elapsed(), &per_vcpu);
+        let report = report(self.engine.backend(), self.cpus, self.started.elapsed(), &per_vcpu);
         (self.show)(&with_mmu(report, &self.mmu, &self.ram));
     }
 

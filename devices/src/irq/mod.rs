@@ -27,3 +27,19 @@ pub trait IrqSink: Send + Sync {
     /// Calls for one input are never concurrent. Must not touch a line of the same input.
     fn set_level(&self, gsi: Gsi, high: bool);
 }
+
+/// Called when an interrupt waits for a CPU; from any thread, with no lock held. May be called more often than needed.
+pub type Waker = Box<dyn Fn() + Send + Sync>;
+
+/// An interrupt controller as the CPU sees it to which its INTR pin is wired. Implemented by
+/// [`PicPair`](crate::models::pic::PicPair), and by lists in tests.
+pub trait IntrSource: Send + Sync {
+    /// Whether INTR is high. Cheap.
+    fn is_pending(&self) -> bool;
+
+    /// The CPU acknowledges (INTA): the vector of the interrupt that it takes now.
+    fn acknowledge(&self) -> u8;
+
+    /// Who is to be woken when INTR goes high. To be called once.
+    fn set_waker(&self, waker: Waker);
+}

@@ -1,14 +1,16 @@
 //! Device models. Each folder is one device: `regs` (its registers, with the data sheet they are from), the device, and
 //! its tests. Every model passes [`testing::Conformance`](crate::testing::Conformance).
 //!
-//! PC devices: [`serial`], [`i8042`], [`cmos`], [`pm`]. For tests and small guests: [`debug_exit`], [`debug_console`],
-//! [`scratch`], [`slot_control`]. The interrupt controllers and the interval timer are KVM's own for now.
+//! PC devices: [`serial`], [`i8042`], [`cmos`], [`pm`], and for machines without KVM's own [`pic`] and [`pit`]. For tests
+//! and small guests: [`debug_exit`], [`debug_console`], [`scratch`], [`slot_control`].
 
 mod bytewise;
 pub mod cmos;
 pub mod debug_console;
 pub mod debug_exit;
 pub mod i8042;
+pub mod pic;
+pub mod pit;
 pub mod pm;
 pub mod scratch;
 pub mod serial;

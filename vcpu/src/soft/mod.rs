@@ -7,9 +7,10 @@
 //!
 //! Read in this order: [`vm`] (what vCPUs share), `cpuid`, `host` (guest RAM by host address), `tlb`, `walker` (what
 //! happens on a miss), `code` and `blocks` (the cache of decoded code), `world` and `platform` (what the core sees of it
-//! all), [`vcpu`].
+//! all), `signals` (what other threads
+//! tell it), [`vcpu`].
 //!
-//! One vCPU, without interrupt controllers.
+//! One vCPU. It takes interrupts from whatever [`umbra_devices::IntrSource`] it is given: a pair of 8259A in a PC.
 
 mod blocks;
 mod code;
@@ -18,6 +19,7 @@ pub mod fuzz;
 #[expect(unsafe_code, reason = "guest RAM is reached by host address")]
 mod host;
 mod platform;
+mod signals;
 #[expect(
     unsafe_code,
     reason = "entries are host addresses, which the snapshot beside them keeps mapped"

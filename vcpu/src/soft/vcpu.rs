@@ -1,14 +1,15 @@
 //! [`SoftVcpu`]: the vCPU itself. It executes blocks, delivers exceptions, and comes out where the VMM is needed.
 
 use super::blocks::{Blocks, Key, MAX_BYTES};
+use super::signals::Signals;
 use super::vm::Shared;
 use super::world::World;
 use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
-use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop, exception};
+use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop, exception, flags};
 use crate::exit::{VmEntry, VmExit};
 use crate::regs::{Regs, SystemRegs};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use umbra_devices::IntrSource;
 use umbra_memslots::{PAGE_SIZE, SlotReader};
 use umbra_mmu::shadow::ShadowStats;
 
@@ -22,7 +23,11 @@ const DR7_AT_RESET: u64 = 0x400;
 pub struct SoftVcpu {
     cpu: Cpu<World>,
     blocks: Blocks<World>,
-    kicked: Arc<AtomicBool>,
+    signals: Arc<Signals>,
+    /// Where interrupts come from, if from anywhere.
+    interrupts: Option<Arc<dyn IntrSource>>,
+    /// It waits for an interrupt.
+    halted: bool,
     /// What the last exit asks for, if it asks for something.
     asked: Option<(Request, VmExit)>,
     /// An exception that is being delivered.
@@ -51,7 +56,9 @@ impl SoftVcpu {
         Self {
             cpu: Cpu::new(state, world),
             blocks: Blocks::new(),
-            kicked: Arc::default(),
+            signals: Arc::default(),
+            interrupts: None,
+            halted: false,
             asked: None,
             event: None,
             executed: 0,
@@ -85,10 +92,15 @@ impl SoftVcpu {
     fn go(&mut self, mut waiting: bool, finish_only: bool) -> VmExit {
         loop {
             if !waiting {
-                // The flag is looked at first because that is cheaper.
-                let kicked = self.kicked.load(Ordering::Acquire) && self.kicked.swap(false, Ordering::AcqRel);
-                if kicked || finish_only || self.executed >= self.until {
+                if self.signals.take_kick() || finish_only || self.executed >= self.until {
                     return VmExit::Interrupted;
+                }
+                if self.signals.interrupt() {
+                    self.interrupt();
+                }
+                if self.halted {
+                    self.signals.wait(self.cpu.state.flag(flags::IF));
+                    continue;
                 }
                 if self.cpu.env.catch_up() {
                     self.blocks.clear();
@@ -108,6 +120,35 @@ impl SoftVcpu {
                     self.asked = Some((request, exit.clone()));
                     return exit;
                 }
+            }
+        }
+    }
+
+    /// Takes interrupts from `source` from now on; then `hlt` waits for them and is no exit.
+    pub fn set_interrupts(&mut self, source: Arc<dyn IntrSource>) {
+        let signals = Arc::clone(&self.signals);
+        source.set_waker(Box::new(move || signals.raise()));
+        self.interrupts = Some(source);
+        // One may wait already.
+        self.signals.raise();
+    }
+
+    /// Begins to deliver the interrupt that waits, if one does and the CPU takes it now.
+    fn interrupt(&mut self) {
+        let open = self.cpu.state.flag(flags::IF) && !self.cpu.state.interrupt_shadow && self.event.is_none();
+        let Some(source) = self.interrupts.as_ref().filter(|_| open) else {
+            return;
+        };
+        self.signals.lower();
+        if source.is_pending() {
+            let exception = Exception::new(source.acknowledge());
+            self.event = Some(Event {
+                exception,
+                source: Source::External,
+            });
+            self.halted = false;
+            if source.is_pending() {
+                self.signals.raise();
             }
         }
     }
@@ -137,6 +178,10 @@ impl SoftVcpu {
             Step::Unsupported(mnemonic) => {
                 tracing::debug!(?mnemonic, rip = self.cpu.state.rip, "not implemented: #UD");
                 self.raise(Exception::UD)
+            }
+            Step::Halt if self.interrupts.is_some() => {
+                self.halted = true;
+                Progress::Boundary
             }
             Step::Halt => Progress::Exit(VmExit::Hlt),
             Step::TripleFault => Progress::Exit(VmExit::Shutdown),
@@ -268,6 +313,7 @@ impl VcpuBackend for SoftVcpu {
     fn set_regs(&mut self, regs: &Regs) -> Result<(), BackendError> {
         self.cpu.state.set_regs(regs);
         self.event = None;
+        self.halted = false;
         Ok(())
     }
 
@@ -288,7 +334,7 @@ impl VcpuBackend for SoftVcpu {
     }
 
     fn limits(&self) -> Option<&'static str> {
-        Some("the software CPU has no interrupt controller and no floating point yet")
+        Some("the software CPU has no local APIC and no floating point yet")
     }
 
     fn shadow_tables(&self) -> Option<ShadowTables> {
@@ -296,14 +342,14 @@ impl VcpuBackend for SoftVcpu {
     }
 
     fn kick_handle(&self) -> Box<dyn Kick> {
-        Box::new(SoftKick(Arc::clone(&self.kicked)))
+        Box::new(SoftKick(Arc::clone(&self.signals)))
     }
 }
 
-struct SoftKick(Arc<AtomicBool>);
+struct SoftKick(Arc<Signals>);
 
 impl Kick for SoftKick {
     fn kick(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.kick();
     }
 }

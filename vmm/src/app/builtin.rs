@@ -33,7 +33,7 @@ pub(super) fn run(args: BuiltinArgs) -> Result<Outcome, Failure> {
     let image = image(&config, user_mode)?;
     let view = watching::open(&config)?;
     let generation = Cell::new(0);
-    let load = |memory: &Memslots, layout: &_, _: &_| {
+    let load = |memory: &Memslots, layout: &_, _: Option<&_>| {
         generation.set(memory.generation().get());
         load_image(&image, memory, layout)
     };

@@ -46,7 +46,12 @@ impl Guest {
         }
     }
 
-    fn load(&self, memory: &Memslots, layout: &MemoryLayout, platform: &Platform) -> Result<BootState, BootError> {
+    fn load(
+        &self,
+        memory: &Memslots,
+        layout: &MemoryLayout,
+        platform: Option<&Platform>,
+    ) -> Result<BootState, BootError> {
         match self {
             Self::Kernel(config) => load(config, memory, layout, platform),
             Self::Builtin(_, image) => builtin::load_image(image, memory, layout),
@@ -71,7 +76,7 @@ pub(super) fn run(args: DumpArgs) -> Result<Outcome, Failure> {
     let view = watching::open(config)?;
     let host = choose(config)?;
     let signals = signals()?;
-    let load = |memory: &_, layout: &_, platform: &_| guest.load(memory, layout, platform);
+    let load = |memory: &_, layout: &_, platform: Option<&_>| guest.load(memory, layout, platform);
     let purpose = Purpose {
         load: &load,
         test_devices: matches!(guest, Guest::Builtin(..)),

@@ -56,7 +56,7 @@ fn one_life(
     signals: &Signals,
     view: Option<&LiveView>,
 ) -> Result<(Ending, RunReport), Failure> {
-    let load = |memory: &_, layout: &_, platform: &_| load(config, memory, layout, platform);
+    let load = |memory: &_, layout: &_, platform: Option<&_>| load(config, memory, layout, platform);
     let purpose = Purpose {
         load: &load,
         test_devices: false,
@@ -84,14 +84,14 @@ pub(super) fn load(
     config: &RunConfig,
     memory: &Memslots,
     layout: &MemoryLayout,
-    platform: &Platform,
+    platform: Option<&Platform>,
 ) -> Result<BootState, BootError> {
     let request = BootRequest {
         kernel: boot::open_kernel(&config.kernel)?,
         initrd: config.initrd.as_deref().map(boot::open_initrd).transpose()?,
         command_line: &config.cmdline,
         layout,
-        platform: Some(platform),
+        platform,
         boot_compressed: config.boot_compressed,
     };
     boot::load(memory, request)

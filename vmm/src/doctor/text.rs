@@ -50,8 +50,8 @@ const SHADOW_TABLES: &str = "user mode on the CPU, on page tables of ours, the r
                              without interrupts";
 
 /// There is nothing to look for: it is part of the program.
-const SOFTWARE_CPU: &str = "always there (--backend soft): one CPU without interrupts or floating point, enough for the \
-                            built-in guest and small test kernels";
+const SOFTWARE_CPU: &str = "always there (--backend soft): one CPU without local APIC or floating point, for the built-in \
+                            guest and small kernels";
 
 fn verdict(kvm: &Usable, style: Style) -> String {
     let name = match kvm.kind {

@@ -1,5 +1,6 @@
 //! The devices of a machine and where they answer.
 
+use super::legacy::Legacy;
 use crate::builtin::plan;
 use crate::layout::{HOLE_START, MemoryLayout};
 use std::io::Write;
@@ -104,6 +105,16 @@ impl Board {
             serial,
             room,
         })
+    }
+
+    /// Adds the interrupt controllers and the timer that a machine without KVM's own needs.
+    ///
+    /// # Errors
+    /// [`BoardError::Ports`].
+    pub fn add_legacy(&self, legacy: &Legacy) -> Result<(), BoardError> {
+        legacy.pic.claim(&self.ports)?;
+        legacy.pit.claim(&self.ports)?;
+        Ok(())
     }
 
     /// Adds what the built-in guest plays with: the test device's pages and the slot control.

@@ -1,5 +1,6 @@
 //! What executes a guest: KVM, KVM on our shadow tables, or the software CPU, chosen once for all lives of a machine.
 
+use super::legacy::Legacy;
 use super::{IOAPIC_PINS, MachineError};
 use crate::app::explain;
 use crate::config::{BackendChoice, IrqchipChoice, MachineConfig};
@@ -93,7 +94,10 @@ pub(super) enum Engine {
         fallback: bool,
     },
     Shadow(ShadowVm),
-    Soft(SoftVm),
+    Soft {
+        vm: SoftVm,
+        legacy: Legacy,
+    },
 }
 
 /// A vCPU, and what it counts besides exits.
@@ -130,9 +134,15 @@ impl Engine {
                 },
             )?)),
             Host::Soft { .. } if config.cpus > 1 => Err(MachineError::SoftCpus { cpus: config.cpus }),
-            Host::Soft { .. } => Ok(Self::Soft(SoftVm::new(SoftOptions {
-                mmio_caching: config.mmio_cache,
-            })?)),
+            Host::Soft { .. } => Ok(Self::Soft {
+                vm: SoftVm::new(SoftOptions {
+                    mmio_caching: config.mmio_cache,
+                })?,
+                legacy: Legacy::new().map_err(|source| MachineError::Host {
+                    what: "no thread for the timer",
+                    source,
+                })?,
+            }),
         }
     }
 
@@ -141,7 +151,7 @@ impl Engine {
         match self {
             Self::Kvm { .. } => "kvm",
             Self::Shadow(_) => "shadow",
-            Self::Soft(_) => "soft",
+            Self::Soft { .. } => "soft",
         }
     }
 
@@ -149,7 +159,7 @@ impl Engine {
         match self {
             Self::Kvm { vm, .. } => vm.slot_limits(),
             Self::Shadow(vm) => vm.slot_limits(),
-            Self::Soft(_) => SlotLimits::X86_64,
+            Self::Soft { .. } => SlotLimits::X86_64,
         }
     }
 
@@ -158,7 +168,7 @@ impl Engine {
         match self {
             Self::Kvm { vm, .. } => vec![Box::new(vm.slot_mirror())],
             Self::Shadow(vm) => vm.slot_observers(),
-            Self::Soft(vm) => vec![vm.slot_follower()],
+            Self::Soft { vm, .. } => vec![vm.slot_follower()],
         }
     }
 
@@ -170,7 +180,21 @@ impl Engine {
                 irqchip: Irqchip::Kernel,
                 ..
             } => Some(Arc::new(vm.irq_sink())),
+            Self::Soft { legacy, .. } => Some(Arc::clone(&legacy.pic) as _),
             // Without an I/O APIC of ours, there is nowhere to send a line's interrupt.
+            _ => None,
+        }
+    }
+
+    /// Whether there are the APICs that our ACPI tables tell of. They also say that there is nothing else.
+    pub fn has_apics(&self) -> bool {
+        !matches!(self, Self::Soft { .. })
+    }
+
+    /// The interrupt controllers and the timer, if they are ours.
+    pub fn legacy(&self) -> Option<&Legacy> {
+        match self {
+            Self::Soft { legacy, .. } => Some(legacy),
             _ => None,
         }
     }
@@ -184,8 +208,9 @@ impl Engine {
     ) -> Result<Made, MachineError> {
         let made = |vcpu: Box<dyn VcpuBackend>, fallback, shadow| Made { vcpu, fallback, shadow };
         match self {
-            Self::Soft(vm) => {
+            Self::Soft { vm, legacy } => {
                 let mut vcpu = vm.create_vcpu(slots());
+                vcpu.set_interrupts(Arc::clone(&legacy.pic) as _);
                 prepare(&mut vcpu)?;
                 Ok(made(Box::new(vcpu), None, None))
             }

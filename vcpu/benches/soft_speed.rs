@@ -1,0 +1,120 @@
+//! How many guest instructions the software CPU executes in a second, by kind of loop. Criterion's "elements" are
+//! instructions.
+#![expect(clippy::unwrap_used, reason = "a benchmark that can't run has nothing to say")]
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use iced_x86::IcedError;
+use iced_x86::code_asm::{CodeAssembler, dword_ptr, eax, ebx, ecx, edi, edx, esi};
+use std::sync::Arc;
+use umbra_memslots::ram::{GuestRam, HostMapping};
+use umbra_memslots::{Gpa, GuestMemory, SlotLimits, SlotTable};
+use umbra_vcpu::backend::VcpuBackend;
+use umbra_vcpu::exit::{VmEntry, VmExit};
+use umbra_vcpu::regs::{Regs, Segment, SystemRegs};
+use umbra_vcpu::soft::{SoftOptions, SoftVcpu, SoftVm};
+
+const CODE: u64 = 0x1000;
+const INSTRUCTIONS: u64 = 1_000_000;
+
+/// A flat 32-bit guest whose endless loop `body` is.
+fn guest(body: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> (GuestRam, SoftVcpu) {
+    let mut code = CodeAssembler::new(32).unwrap();
+    let mut again = code.create_label();
+    code.set_label(&mut again).unwrap();
+    body(&mut code).unwrap();
+    code.jmp(again).unwrap();
+    let code = code.assemble(CODE).unwrap();
+    let vm = SoftVm::new(SoftOptions { mmio_caching: true }).unwrap();
+    let mut slots = SlotTable::new(SlotLimits::X86_64);
+    slots.add_observer(vm.slot_follower());
+    let ram = GuestRam::from_table(slots);
+    ram.map(Gpa::new(0), Arc::new(HostMapping::anonymous(1 << 20).unwrap()))
+        .unwrap();
+    ram.write(Gpa::new(CODE), &code).unwrap();
+    let mut vcpu = vm.create_vcpu(ram.reader());
+    let data = Segment {
+        selector: 16,
+        limit: u32::MAX,
+        kind: 3,
+        non_system: true,
+        present: true,
+        db: true,
+        granularity: true,
+        ..Segment::default()
+    };
+    vcpu.set_system_regs(&SystemRegs {
+        cs: Segment { kind: 11, ..data },
+        ds: data,
+        es: data,
+        ss: data,
+        cr0: 0x11,
+        ..SystemRegs::default()
+    })
+    .unwrap();
+    vcpu.set_regs(&Regs {
+        rip: CODE,
+        rsp: 0x9000,
+        rsi: 0x1_0000,
+        rdi: 0x2_0000,
+        rflags: 2,
+        ..Regs::default()
+    })
+    .unwrap();
+    (ram, vcpu)
+}
+
+fn speed(c: &mut Criterion) {
+    let mut group = c.benchmark_group("soft");
+    group.throughput(Throughput::Elements(INSTRUCTIONS));
+    group.sample_size(10);
+    let mut measure = |name: &str, (_ram, mut vcpu): (GuestRam, SoftVcpu)| {
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                vcpu.stop_after(INSTRUCTIONS);
+                assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Interrupted);
+            });
+        });
+    };
+    measure(
+        "integer",
+        guest(|a| {
+            for _ in 0..4 {
+                a.add(eax, ebx)?;
+                a.lea(ecx, eax + edx * 4)?;
+                a.xor(edx, ecx)?;
+                a.shr(ebx, 3)?;
+                a.inc(ebx)?;
+                a.imul_2(eax, ecx)?;
+            }
+            Ok(())
+        }),
+    );
+    measure(
+        "memory",
+        guest(|a| {
+            for offset in 0..6 {
+                a.mov(eax, dword_ptr(esi + 4 * offset))?;
+                a.add(eax, ecx)?;
+                a.mov(dword_ptr(edi + 4 * offset), eax)?;
+                a.add(dword_ptr(edi + 64), eax)?;
+            }
+            Ok(())
+        }),
+    );
+    measure(
+        "branch",
+        guest(|a| {
+            let mut over = a.create_label();
+            a.inc(ecx)?;
+            a.test(ecx, 1)?;
+            a.jne(over)?;
+            a.inc(edx)?;
+            a.set_label(&mut over)?;
+            a.cmp(ecx, edx)
+        }),
+    );
+    group.finish();
+}
+
+criterion_group!(benches, speed);
+criterion_main!(benches);
