@@ -261,7 +261,9 @@ impl<O: MmuObserver> ExitHandler<O> {
         let mut stats = VcpuStats::new(&self.tally, self.direct.stats(), self.went_to_memory);
         #[cfg(target_arch = "x86_64")]
         if let Some(shadow) = &self.shadow {
-            stats.mmio.add_shadow(&shadow.get());
+            let run = shadow.get();
+            stats.mmio.add_shadow(&run);
+            stats.faults = crate::stats::fault_outcomes(&run);
         }
         stats.mmio_bus = BusStats::of(&self.mmio);
         stats.port_bus = BusStats::of(&self.ports);

@@ -141,10 +141,23 @@ pub struct VcpuStats {
     pub mmio_bus: BusStats,
     /// How accesses to the port bus were resolved.
     pub port_bus: BusStats,
+    /// Faults on shadow tables, by what became of those that were not MMIO; empty for a backend without such tables.
+    pub faults: BTreeMap<&'static str, u64>,
     /// The pages that MMIO went to most, the most used first; empty unless pages were counted.
     pub hot_pages: Vec<HotPage>,
     /// Instructions that the backend could not execute and the instruction core did, by mnemonic.
     pub in_software: BTreeMap<String, u64>,
+}
+
+/// What became of faults on shadow tables.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn fault_outcomes(run: &ShadowRun) -> BTreeMap<&'static str, u64> {
+    BTreeMap::from([
+        ("mapped", run.mmu.fixed),
+        ("table writes", run.mmu.tracked_writes),
+        ("for the guest", run.mmu.injected),
+        ("tables ran out", run.mmu.reclaims),
+    ])
 }
 
 /// A page and how often it was accessed.
@@ -316,6 +329,9 @@ impl VcpuStats {
         self.mmio.went_to_memory += went_to_memory;
         self.mmio_bus.add(&other.mmio_bus);
         self.port_bus.add(&other.port_bus);
+        for (outcome, count) in &other.faults {
+            *self.faults.entry(outcome).or_default() += count;
+        }
         for page in &other.hot_pages {
             match self.hot_pages.iter_mut().find(|mine| mine.gfn == page.gfn) {
                 Some(mine) => mine.accesses += page.accesses,

@@ -123,6 +123,7 @@ impl MachineError {
 
 /// A machine with a guest in it.
 pub struct Machine {
+    page_tables: Arc<dyn Fn() -> u32 + Send + Sync>,
     vcpus: VcpuThreads,
     ram: GuestRam,
     mmu: Arc<DirectMmu>,
@@ -254,6 +255,7 @@ impl Machine {
         Ok(Self {
             vcpus,
             ram,
+            page_tables: engine.page_tables(&mmu),
             mmu,
             board,
             gate,
@@ -299,9 +301,9 @@ impl Machine {
     fn reporter<'a>(&self, show: &'a dyn Fn(&RunReport)) -> impl Fn() + use<'a> {
         /// A vCPU that doesn't answer at once is blocked in a device; what it last said will do.
         const ANSWER: Duration = Duration::from_millis(100);
-        let (control, mmu, ram) = (
+        let (control, page_tables, ram) = (
             Arc::clone(self.vcpus.control()),
-            Arc::clone(&self.mmu),
+            Arc::clone(&self.page_tables),
             self.ram.clone(),
         );
         let (backend, cpus, started) = (self.engine.backend(), self.cpus, self.started);
@@ -309,7 +311,7 @@ impl Machine {
             let per_vcpu = control.stats(ANSWER).unwrap_or_else(|_| control.last_stats());
             show(&with_mmu(
                 report(backend, cpus, started.elapsed(), &per_vcpu),
-                &mmu,
+                &*page_tables,
                 &ram,
             ));
         }
@@ -340,7 +342,7 @@ impl Machine {
             mid_line: self.gate.is_mid_line(),
             report: with_mmu(
                 report(self.engine.backend(), self.cpus, wall, &per_vcpu),
-                &self.mmu,
+                &*self.page_tables,
                 &self.ram,
             ),
             vcpus: (0..self.cpus).map(|vcpu| control.take_state(vcpu)).collect(),
@@ -378,7 +380,7 @@ impl Watched for Machine {
         let control = self.vcpus.control();
         let per_vcpu = control.stats(PATIENCE).unwrap_or_else(|_| control.last_stats());
         let report = report(self.engine.backend(), self.cpus, self.started.elapsed(), &per_vcpu);
-        (self.show)(&with_mmu(report, &self.mmu, &self.ram));
+        (self.show)(&with_mmu(report, &*self.page_tables, &self.ram));
     }
 
     fn toggle_pause(&mut self) -> bool {
@@ -431,10 +433,10 @@ fn report(backend: &'static str, cpus: u32, wall: Duration, per_vcpu: &[VcpuStat
 }
 
 /// The same with what the MMU and the memory slots say.
-fn with_mmu(report: RunReport, mmu: &DirectMmu, ram: &GuestRam) -> RunReport {
+fn with_mmu(report: RunReport, page_tables: &dyn Fn() -> u32, ram: &GuestRam) -> RunReport {
     RunReport {
         slot_generation: ram.snapshot().generation().get(),
-        page_tables: mmu.table().tables_in_use(),
+        page_tables: page_tables(),
         ..report
     }
 }

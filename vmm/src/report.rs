@@ -41,6 +41,7 @@ struct Json<'a> {
     mmio: &'a MmioStats,
     mmio_bus: &'a BusStats,
     port_bus: &'a BusStats,
+    faults: &'a BTreeMap<&'static str, u64>,
     hot_pages: &'a [HotPage],
     in_software: &'a BTreeMap<String, u64>,
 }
@@ -65,6 +66,7 @@ impl RunReport {
             mmio,
             mmio_bus,
             port_bus,
+            faults,
             hot_pages,
             in_software,
         } = &self.stats;
@@ -81,6 +83,7 @@ impl RunReport {
             mmio,
             mmio_bus,
             port_bus,
+            faults,
             hot_pages,
             in_software,
         };

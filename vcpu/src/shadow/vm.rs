@@ -63,6 +63,12 @@ pub struct ShadowVm {
 }
 
 impl ShadowVm {
+    /// How many shadow pages are in use, whenever it is asked.
+    pub fn page_tables(&self) -> impl Fn() -> u32 + Send + Sync + use<> {
+        let mmu = Arc::clone(&self.mmu);
+        move || mmu.tables_in_use()
+    }
+
     /// A machine without memory.
     ///
     /// # Errors

@@ -59,6 +59,12 @@ pub struct SoftOptions {
 }
 
 impl SoftVm {
+    /// How many shadow pages are in use, whenever it is asked.
+    pub fn page_tables(&self) -> impl Fn() -> u32 + Send + Sync + use<> {
+        let shared = Arc::clone(&self.0);
+        move || shared.mmu.tables_in_use()
+    }
+
     /// Physical address bits of its guests.
     #[expect(clippy::cast_possible_truncation, reason = "46")]
     pub const PHYSICAL_BITS: u8 = super::cpuid::PHYSICAL_BITS as u8;

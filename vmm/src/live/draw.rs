@@ -121,9 +121,13 @@ fn outcomes(report: &RunReport) -> Vec<Line<'static>> {
         ("read-only writes", mmio.read_only_writes),
         ("memory by now", mmio.went_to_memory),
     ];
+    let faults = report.stats.faults.iter().map(|(name, count)| (*name, *count));
+    // What happened first, so that it is seen where there is little room.
+    let mut others: Vec<(&str, u64)> = faults.chain(others).collect();
+    others.sort_by_key(|(_, count)| *count == 0);
     lines.extend(others.iter().map(|(name, count)| {
         let style = if *count == 0 { dim() } else { Style::new() };
-        Line::styled(format!("{name:<17}{:>6}", grouped(*count)), style)
+        Line::styled(format!("{name:<16}{:>7}", grouped(*count)), style)
     }));
     lines
 }

@@ -29,6 +29,7 @@ fn report(seconds: u64, reads: u64) -> RunReport {
                 stale: 7,
                 ..MmioStats::default()
             },
+            faults: [("mapped", 321), ("for the guest", 0)].into(),
             hot_pages: vec![HotPage {
                 gfn: 0xd0000,
                 accesses: 12_345,
@@ -64,6 +65,7 @@ fn every_number_is_in_its_place() {
         "MMIO SPTE         8 192 ████",
         "search                1 █",
         "stale SPTEs met       7",
+        "mapped              321",
         "MMIO read               750",
         "port write                0",
         "0x000d0000000      12 345",

@@ -7,6 +7,7 @@ use crate::config::{BackendChoice, IrqchipChoice, MachineConfig};
 use std::sync::Arc;
 use umbra_devices::irq::IrqSink;
 use umbra_memslots::{SlotLimits, SlotObserver, SlotReader};
+use umbra_mmu::direct::DirectMmu;
 use umbra_vcpu::backend::VcpuBackend;
 use umbra_vcpu::fallback::{Fallback, FallbackCounts};
 use umbra_vcpu::kvm::{Irqchip, KvmHost, KvmKind, KvmVm, OpenError, VmOptions};
@@ -143,6 +144,18 @@ impl Engine {
                     source,
                 })?,
             }),
+        }
+    }
+
+    /// How many page tables of ours are in use, whenever it is asked. On KVM those are `direct`'s.
+    pub fn page_tables(&self, direct: &Arc<DirectMmu>) -> Arc<dyn Fn() -> u32 + Send + Sync> {
+        match self {
+            Self::Kvm { .. } => {
+                let direct = Arc::clone(direct);
+                Arc::new(move || direct.table().tables_in_use())
+            }
+            Self::Shadow(vm) => Arc::new(vm.page_tables()),
+            Self::Soft { vm, .. } => Arc::new(vm.page_tables()),
         }
     }
 
