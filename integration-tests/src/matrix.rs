@@ -7,19 +7,22 @@ use std::path::{Path, PathBuf};
 pub enum Backend {
     /// The kernel's KVM, through `/dev/kvm`.
     Kvm,
+    /// A KVM vCPU that walks Umbra's shadow tables.
+    Shadow,
     /// The software CPU, which needs nothing.
     Soft,
 }
 
 impl Backend {
     /// All there are.
-    pub const ALL: [Self; 2] = [Self::Kvm, Self::Soft];
+    pub const ALL: [Self; 3] = [Self::Kvm, Self::Shadow, Self::Soft];
 
     /// As `--backend` of the vmm has it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Kvm => "kvm",
+            Self::Shadow => "shadow",
             Self::Soft => "soft",
         }
     }
@@ -28,7 +31,7 @@ impl Backend {
     #[must_use]
     pub fn why_not(self) -> Option<String> {
         match self {
-            Self::Kvm => match kvm_ioctls::Kvm::new() {
+            Self::Kvm | Self::Shadow => match kvm_ioctls::Kvm::new() {
                 Ok(kvm) if kvm.get_api_version() == 12 => None,
                 Ok(kvm) => Some(format!("/dev/kvm has API version {}, not 12", kvm.get_api_version())),
                 Err(error) => Some(format!("/dev/kvm: {error}")),

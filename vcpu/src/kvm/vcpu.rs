@@ -265,7 +265,7 @@ impl VcpuBackend for KvmVcpu {
             KvmKind::Pagetable => Some(
                 "this host's KVM has no hardware virtualisation under it: real mode and everything at privilege level \
                  0 is emulated by the host's kernel, which does not know every instruction. A host with VT-x or AMD-V \
-                 runs this guest; so will the software backend that is to come",
+                 runs this guest; the software CPU (`--backend soft`) may",
             ),
             KvmKind::Vmx | KvmKind::Svm | KvmKind::Unknown => None,
         }
