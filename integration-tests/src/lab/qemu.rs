@@ -39,7 +39,7 @@ impl Machine {
             memory_mib: 2048,
             count_instructions: false,
             limit: Duration::from_secs(900),
-            silence: Duration::from_secs(400),
+            silence: Duration::from_secs(200),
         }
     }
 
@@ -121,6 +121,9 @@ pub fn boot(host: &Host, machine: &Machine, initramfs: &[u8], log: &Path) -> Res
             .spawn()
             .map_err(failed(host.qemu.display().to_string()))?,
     );
+    if let Some(console) = qemu.0.stdin.take() {
+        std::thread::spawn(move || poke(console));
+    }
     // Bounded, so that a console gone mad is held back by the pipe and does not fill this machine's memory.
     let (sender, receiver) = sync_channel(16);
     let mut stdout = qemu.0.stdout.take();
@@ -178,6 +181,14 @@ pub fn boot(host: &Host, machine: &Machine, initramfs: &[u8], log: &Path) -> Res
     })
 }
 
+/// Types a newline each second until QEMU is gone. Now and then QEMU 7.2 forgets an interrupt that is raised while the CPU
+/// executes VMRUN; if that was the timer's, nothing would ever wake the lab again. An interrupt of the serial port does.
+fn poke(mut console: impl Write) {
+    while console.write_all(b"\n").is_ok() {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
 fn command(host: &Host, machine: &Machine, initramfs: &Path) -> Command {
     // `quiet` keeps all but errors off the console; the check of the timer fails if this machine is so busy that QEMU
     // gets no time. Parameters the kernel doesn't know become /init's environment.
@@ -211,7 +222,12 @@ fn command(host: &Host, machine: &Machine, initramfs: &Path) -> Command {
         .arg(initramfs)
         .arg("-append")
         .arg(append)
-        .stdin(Stdio::null())
+        // Counted instructions are to be the same each time: nothing from outside then.
+        .stdin(if machine.count_instructions {
+            Stdio::null()
+        } else {
+            Stdio::piped()
+        })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command

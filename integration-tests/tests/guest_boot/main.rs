@@ -6,7 +6,7 @@ use umbra_integration_tests::console::{Console, TalkError};
 use umbra_integration_tests::guest_files;
 
 /// Until a kernel in a guest in the lab says something: everything is emulated twice over.
-const BOOT: Duration = Duration::from_secs(300);
+const BOOT: Duration = Duration::from_secs(150);
 /// Until a shell answers or a machine ends.
 const ANSWER: Duration = Duration::from_secs(100);
 

@@ -60,6 +60,15 @@ pub const SUITES: &[Suite] = &[
         ratio_label: "cache hit / caching off",
     },
     Suite {
+        name: "shadow_mmio",
+        axis: 1,
+        axis_label: "slots",
+        series: 2,
+        ours: "spte_hit",
+        baseline: "caching_off",
+        ratio_label: "SPTE hit / caching off",
+    },
+    Suite {
         name: "exit_path",
         axis: 2,
         axis_label: "slots",
