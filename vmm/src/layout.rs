@@ -310,9 +310,12 @@ mod tests {
         assert!(!layout.holds(Gpa::new(6 * GIB - 1), 2));
     }
 
+    /// Pages that 40 address bits have room for beside the hole of one GiB.
+    const MOST_PAGES: u64 = (1 << 28) - (1 << 18);
+
     proptest! {
         #[test]
-        fn every_plan_is_sorted_disjoint_aligned_and_complete(pages in 512u64..(1 << 28), bits in 40u8..=52) {
+        fn every_plan_is_sorted_disjoint_aligned_and_complete(pages in 512..=MOST_PAGES, bits in 40u8..=52) {
             let layout = MemoryLayout::plan(pages * PAGE_SIZE, bits).unwrap();
             prop_assert_eq!(layout.bytes(), pages * PAGE_SIZE);
             let ram: Vec<_> = layout.ram().collect();
