@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 pub struct Machine {
     /// Nested paging: KVM's TDP MMU if true, its shadow MMU if not.
     pub npt: bool,
-    /// Virtual CPUs of the lab. One, unless there is a reason: QEMU 7.2 keeps the vector of an interrupt that VMRUN
-    /// injects, and gives it to the guest once more if the CPU is asked to pause before the next exit. KVM knows nothing
-    /// of the second one, and a guest that gets it while it holds a lock waits for itself for ever. With one CPU, and
-    /// without counted instructions, hardly anything asks a CPU to pause but interrupts, and those make it exit first.
+    /// Virtual CPUs of the lab. One, unless there is a reason: KVM's trace shows guests taking an interrupt twice
+    /// that was injected once, and a guest that does so while it holds a lock waits for itself for ever. It seems that
+    /// QEMU 7.2 keeps the vector that VMRUN injects and delivers it again if the CPU is asked to pause before the next
+    /// exit. With one CPU, and without counted instructions, hardly anything asks it to.
     pub cpus: u32,
     /// RAM of the lab, in MiB.
     pub memory_mib: u32,
@@ -181,8 +181,8 @@ pub fn boot(host: &Host, machine: &Machine, initramfs: &[u8], log: &Path) -> Res
     })
 }
 
-/// Types a newline each second until QEMU is gone. Now and then QEMU 7.2 forgets an interrupt that is raised while the CPU
-/// executes VMRUN; if that was the timer's, nothing would ever wake the lab again. An interrupt of the serial port does.
+/// Types a newline each second until QEMU is gone. QEMU 7.2 was seen to stop for good, with every thread asleep, as if the
+/// lab's timer interrupt had been lost on the way: nothing wakes it then, unless an interrupt of the serial port does.
 fn poke(mut console: impl Write) {
     while console.write_all(b"\n").is_ok() {
         std::thread::sleep(Duration::from_secs(1));
