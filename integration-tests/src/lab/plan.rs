@@ -18,7 +18,7 @@ const BOOT_LIMIT: u32 = 800;
 /// Which of the test executables run together in one boot of the lab.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Suite {
-    /// What needs a stock KVM, some of it with threads that must run at the same time.
+    /// What needs a stock KVM.
     Kvm,
     /// What switches the kernel's tracepoints on.
     Trace,

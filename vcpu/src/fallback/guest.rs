@@ -7,7 +7,6 @@ use super::replay::Replay;
 use crate::backend::BackendError;
 use crate::emulate::{Access, AccessKind, CpuState, Exception, Memory, Platform, Request, Stop, Translation};
 use crate::regs::SystemRegs;
-use crate::split::Transfer;
 use std::sync::{Mutex, PoisonError};
 use umbra_devices::{IoOp, IoSize};
 use umbra_memslots::{EntrySize, Exchange, Gpa, GuestMemory, Gva, MemoryFault, Memslots, PAGE_SIZE};
@@ -120,41 +119,6 @@ impl<'a, B: EmulationHost> Guest<'a, B> {
         Ok(parts)
     }
 
-    /// Makes an access that a device answers, in the pieces that a bus knows.
-    fn device(&mut self, mut transfer: Transfer) -> Result<u64, Stop> {
-        while let Some(piece) = transfer.piece() {
-            let request = Request::Mmio {
-                gpa: piece.gpa,
-                size: piece.size,
-                op: piece.op,
-            };
-            match self.replay.take(request) {
-                Some(value) => transfer.answer(value.unwrap_or(0)),
-                None => return Err(Stop::Pending(request)),
-            }
-        }
-        Ok(transfer.value())
-    }
-
-    fn device_read(&mut self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), Stop> {
-        for (index, chunk) in bytes.chunks_mut(8).enumerate() {
-            let value = self.device(Transfer::read(gpa.wrapping_add(8 * index as u64), chunk.len() as u32))?;
-            chunk.copy_from_slice(&value.to_le_bytes()[..chunk.len()]);
-        }
-        Ok(())
-    }
-
-    fn device_write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), Stop> {
-        for (index, chunk) in bytes.chunks(8).enumerate() {
-            let mut value = [0; 8];
-            value[..chunk.len()].copy_from_slice(chunk);
-            let value = u64::from_le_bytes(value);
-            let gpa = gpa.wrapping_add(8 * index as u64);
-            self.device(Transfer::write(gpa, chunk.len() as u32, value))?;
-        }
-        Ok(())
-    }
-
     /// Whether a page is memory that may be written.
     fn writable_memory(&self, gpa: Gpa) -> bool {
         self.slots
@@ -169,7 +133,7 @@ impl<B: EmulationHost> Memory for Guest<'_, B> {
             match self.slots.read(gpa, &mut bytes[from..to]) {
                 Ok(()) => {}
                 Err(MemoryFault::BeingRemoved { .. }) => return Err(Stop::Contended),
-                Err(_) => self.device_read(gpa, &mut bytes[from..to])?,
+                Err(_) => self.replay.read_device(gpa, &mut bytes[from..to])?,
             }
         }
         Ok(())
@@ -180,7 +144,7 @@ impl<B: EmulationHost> Memory for Guest<'_, B> {
         // Devices first: until the last of them has answered, no memory is touched.
         let (memory, devices): (Vec<_>, Vec<_>) = parts.iter().partition(|part| self.writable_memory(part.gpa));
         for part in devices {
-            self.device_write(part.gpa, &bytes[part.from..part.to])?;
+            self.replay.write_device(part.gpa, &bytes[part.from..part.to])?;
         }
         for part in memory {
             self.slots

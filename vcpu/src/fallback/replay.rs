@@ -1,7 +1,9 @@
 //! How an instruction waits for a device without being half done: it is begun anew, and the accesses that were answered
 //! already are answered from memory.
 
-use crate::emulate::Request;
+use crate::emulate::{Request, Stop};
+use crate::split::Transfer;
+use umbra_memslots::Gpa;
 
 /// The answers that the present instruction has got so far, in order.
 #[derive(Debug, Default)]
@@ -40,6 +42,41 @@ impl Replay {
                 None
             }
         }
+    }
+
+    /// Reads from a device, in the pieces that a bus knows.
+    pub fn read_device(&mut self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), Stop> {
+        for (index, chunk) in bytes.chunks_mut(8).enumerate() {
+            let value = self.access_device(Transfer::read(gpa.wrapping_add(8 * index as u64), chunk.len() as u32))?;
+            chunk.copy_from_slice(&value.to_le_bytes()[..chunk.len()]);
+        }
+        Ok(())
+    }
+
+    /// Writes to a device, likewise.
+    pub fn write_device(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), Stop> {
+        for (index, chunk) in bytes.chunks(8).enumerate() {
+            let mut value = [0; 8];
+            value[..chunk.len()].copy_from_slice(chunk);
+            let gpa = gpa.wrapping_add(8 * index as u64);
+            self.access_device(Transfer::write(gpa, chunk.len() as u32, u64::from_le_bytes(value)))?;
+        }
+        Ok(())
+    }
+
+    fn access_device(&mut self, mut transfer: Transfer) -> Result<u64, Stop> {
+        while let Some(piece) = transfer.piece() {
+            let request = Request::Mmio {
+                gpa: piece.gpa,
+                size: piece.size,
+                op: piece.op,
+            };
+            match self.take(request) {
+                Some(value) => transfer.answer(value.unwrap_or(0)),
+                None => return Err(Stop::Pending(request)),
+            }
+        }
+        Ok(transfer.value())
     }
 }
 

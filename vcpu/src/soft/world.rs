@@ -5,9 +5,8 @@ use super::code::CodePages;
 use super::tlb::Tlb;
 use super::vm::Shared;
 use super::walker::{Target, Walker};
-use crate::emulate::{Access, AccessKind, CpuState, Memory, Request, Stop};
+use crate::emulate::{Access, AccessKind, CpuState, Memory, Stop};
 use crate::fallback::replay::Replay;
-use crate::split::Transfer;
 use std::sync::Arc;
 use umbra_memslots::{Gpa, Gva, PAGE_SIZE, SlotReader};
 
@@ -108,40 +107,6 @@ impl World {
         Ok([part(0, first)?, part(first, length)?])
     }
 
-    /// Makes an access that a device answers, in the pieces that a bus knows.
-    fn device(&mut self, mut transfer: Transfer) -> Result<u64, Stop> {
-        while let Some(piece) = transfer.piece() {
-            let request = Request::Mmio {
-                gpa: piece.gpa,
-                size: piece.size,
-                op: piece.op,
-            };
-            match self.replay.take(request) {
-                Some(value) => transfer.answer(value.unwrap_or(0)),
-                None => return Err(Stop::Pending(request)),
-            }
-        }
-        Ok(transfer.value())
-    }
-
-    fn device_read(&mut self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), Stop> {
-        for (index, chunk) in bytes.chunks_mut(8).enumerate() {
-            let value = self.device(Transfer::read(gpa.wrapping_add(8 * index as u64), chunk.len() as u32))?;
-            chunk.copy_from_slice(&value.to_le_bytes()[..chunk.len()]);
-        }
-        Ok(())
-    }
-
-    fn device_write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), Stop> {
-        for (index, chunk) in bytes.chunks(8).enumerate() {
-            let mut value = [0; 8];
-            value[..chunk.len()].copy_from_slice(chunk);
-            let gpa = gpa.wrapping_add(8 * index as u64);
-            self.device(Transfer::write(gpa, chunk.len() as u32, u64::from_le_bytes(value)))?;
-        }
-        Ok(())
-    }
-
     /// What a write to memory has to tell others.
     fn wrote(&mut self, target: Target, bytes: usize) {
         if let Target::Table(gpa) = target {
@@ -168,7 +133,7 @@ impl World {
         for Part { target, from, to } in self.parts(at, bytes.len(), access)?.into_iter().flatten() {
             let bytes = &mut bytes[from..to];
             match target {
-                Target::Device(gpa) => self.device_read(gpa, bytes)?,
+                Target::Device(gpa) => self.replay.read_device(gpa, bytes)?,
                 Target::Ram(gpa) | Target::Table(gpa) => match self.tlb.place(gpa, bytes.len()) {
                     Some(place) => place.read(bytes),
                     None => return Err(self.lost(gpa)),
@@ -185,7 +150,7 @@ impl World {
         // Devices first: until the last of them has answered, no memory is touched.
         for Part { target, from, to } in parts.into_iter().flatten() {
             if let Target::Device(gpa) = target {
-                self.device_write(gpa, &bytes[from..to])?;
+                self.replay.write_device(gpa, &bytes[from..to])?;
             }
         }
         for Part { target, from, to } in parts.into_iter().flatten() {
