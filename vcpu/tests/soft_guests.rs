@@ -1,17 +1,20 @@
 //! Small guests on the software CPU: what real hardware would do with them.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how tests fail")]
 
+#[path = "support/soft_machine.rs"]
+mod soft_machine;
+
 use iced_x86::code_asm::*;
+use soft_machine::{IDT, Machine};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock};
 use umbra_devices::irq::Waker;
 use umbra_devices::{IntrSource, IoOp, IoSize};
-use umbra_memslots::ram::{GuestRam, HostMapping};
-use umbra_memslots::{Gpa, GuestMemory, SlotLimits, SlotTable};
+use umbra_memslots::ram::GuestRam;
+use umbra_memslots::{Gpa, GuestMemory};
 use umbra_vcpu::backend::{BackendError, VcpuBackend};
 use umbra_vcpu::exit::{VmEntry, VmExit};
-use umbra_vcpu::regs::{DescriptorTable, Regs, Segment, SystemRegs};
-use umbra_vcpu::soft::{SoftOptions, SoftVcpu, SoftVm};
+use umbra_vcpu::soft::SoftVcpu;
 
 /// RAM from 0 on.
 const RAM_32: u32 = 64 << 12;
@@ -35,71 +38,18 @@ fn guest(assemble: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> 
 }
 
 fn of_bytes(code: &[u8]) -> Guest {
-    let vm = SoftVm::new(SoftOptions { mmio_caching: true }).unwrap();
-    let mut slots = SlotTable::new(SlotLimits::X86_64);
-    slots.add_observer(vm.slot_follower());
-    let ram = GuestRam::from_table(slots);
-    ram.map(Gpa::new(0), Arc::new(HostMapping::anonymous(RAM).unwrap()))
-        .unwrap();
-    ram.write(Gpa::new(CODE), code).unwrap();
-    let mut vcpu = vm.create_vcpu(ram.reader());
-    let data = Segment {
-        selector: 16,
-        limit: u32::MAX,
-        kind: 3,
-        non_system: true,
-        present: true,
-        db: true,
-        granularity: true,
-        ..Segment::default()
-    };
-    let code = Segment {
-        selector: 8,
-        kind: 11,
-        ..data
-    };
-    // A GDT for interrupt gates to load CS from: null, code, data.
-    for (index, descriptor) in [0u64, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff]
-        .into_iter()
-        .enumerate()
-    {
-        ram.write(Gpa::new(0x700 + 8 * index as u64), &descriptor.to_le_bytes())
-            .unwrap();
-    }
-    vcpu.set_system_regs(&SystemRegs {
-        cs: code,
-        ds: data,
-        es: data,
-        fs: data,
-        gs: data,
-        ss: data,
-        gdt: DescriptorTable { base: 0x700, limit: 23 },
-        idt: DescriptorTable {
-            base: 0x800,
-            limit: 0xff,
-        },
-        cr0: 0x11,
-        ..SystemRegs::default()
-    })
-    .unwrap();
-    vcpu.set_regs(&Regs {
-        rip: CODE,
-        rsp: 0x9000,
-        rflags: 2,
-        ..Regs::default()
-    })
-    .unwrap();
+    let machine = Machine::new(RAM);
+    machine.ram.write(Gpa::new(CODE), code).unwrap();
+    let mut vcpu = machine.vcpu(CODE, 0x9000);
     vcpu.stop_after(1_000_000);
-    Guest { ram, vcpu }
+    Guest { ram: machine.ram, vcpu }
 }
 
 impl Guest {
     /// An interrupt gate to a handler.
     fn gate(&self, vector: u64, handler: u64) {
         let gate = handler & 0xffff | 8 << 16 | 0x8e00 << 32 | (handler >> 16) << 48;
-        self.ram
-            .write(Gpa::new(0x800 + 8 * vector), &gate.to_le_bytes())
-            .unwrap();
+        self.ram.write(Gpa::new(IDT + 8 * vector), &gate.to_le_bytes()).unwrap();
     }
 
     fn run(&mut self, entry: VmEntry) -> VmExit {

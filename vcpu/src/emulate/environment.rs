@@ -162,6 +162,14 @@ pub trait Platform {
     /// The time-stamp counter.
     fn tsc(&mut self) -> u64;
 
+    /// `mfence`: accesses before it are seen by others before those behind it are made.
+    fn fence(&mut self) {
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// `pause`: the guest waits for another CPU.
+    fn pause(&mut self) {}
+
     /// Address translation changed.
     fn translation(&mut self, change: Translation, state: &CpuState);
 

@@ -105,7 +105,19 @@ impl<E: Memory + Platform> Cpu<E> {
         Ok(Flow::Next)
     }
 
-    /// `nop`, `pause`, `endbr`, prefetches, fences: nothing that a sequential model can show.
+    #[expect(clippy::unnecessary_wraps, reason = "one of the handlers")]
+    pub(super) fn mfence(&mut self, _insn: &Instruction) -> Result<Flow, Stop> {
+        self.env.fence();
+        Ok(Flow::Next)
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "one of the handlers")]
+    pub(super) fn pause(&mut self, _insn: &Instruction) -> Result<Flow, Stop> {
+        self.env.pause();
+        Ok(Flow::Next)
+    }
+
+    /// `nop`, `endbr`, prefetches, `lfence`, `sfence`: loads and stores keep their order anyway.
     #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "one of the handlers")]
     pub(super) fn nothing(&mut self, _insn: &Instruction) -> Result<Flow, Stop> {
         Ok(Flow::Next)

@@ -6,11 +6,7 @@
 use std::marker::PhantomData;
 use std::ptr;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use umbra_memslots::{Gfn, Memslots, PAGE_SIZE};
-
-/// Serialises the locked accesses that the host can't do in one piece: 16 bytes, or unaligned ones.
-static WIDE_LOCK: Mutex<()> = Mutex::new(());
 
 /// A page of guest RAM, mapped for as long as `'a`.
 #[derive(Clone, Copy)]
@@ -132,8 +128,18 @@ impl Place<'_> {
         }
     }
 
-    /// Replaces `old` by `new`, both of the place's length, and says whether it did. Atomic for aligned places of 1, 2, 4
-    /// and 8 bytes; for others, towards other accesses by this function.
+    /// Whether [`Place::exchange`] does `length` bytes at an address (the offset in the page decides) in one piece.
+    #[inline]
+    pub fn is_exchanged_at_once(address: usize, length: usize) -> bool {
+        match length {
+            1 | 2 | 4 | 8 => address & (length - 1) == 0,
+            16 => address & 15 == 0 && has_wide_exchange(),
+            _ => false,
+        }
+    }
+
+    /// Replaces `old` by `new`, both of the place's length, and says whether it did: atomically, if
+    /// [`Place::is_exchanged_at_once`]. Otherwise it is up to the caller that nobody else writes.
     pub fn exchange(self, old: &[u8], new: &[u8]) -> bool {
         const ORDER: Ordering = Ordering::SeqCst;
         match (old, new) {
@@ -166,7 +172,14 @@ impl Place<'_> {
                 .compare_exchange(old, new, ORDER, ORDER)
                 .is_ok();
         }
-        let _guard = WIDE_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Ok(old), Ok(new)) = (old.try_into(), new.try_into())
+            && self.is_aligned(16)
+            && has_wide_exchange()
+        {
+            let (old, new) = (u128::from_ne_bytes(old), u128::from_ne_bytes(new));
+            // SAFETY: as in `atomic!`, and the host has the instruction.
+            return unsafe { wide_exchange(self.start.cast(), old, new) } == old;
+        }
         let mut present = [0; 16];
         let Some(present) = present.get_mut(..old.len()) else {
             return false;
@@ -178,6 +191,51 @@ impl Place<'_> {
         }
         equal
     }
+}
+
+/// Whether the host exchanges 16 bytes in one piece.
+#[cfg(target_arch = "x86_64")]
+fn has_wide_exchange() -> bool {
+    std::arch::is_x86_feature_detected!("cmpxchg16b")
+}
+
+/// Whether the host exchanges 16 bytes in one piece: it does, but Rust's standard library has no such atomic.
+#[cfg(not(target_arch = "x86_64"))]
+fn has_wide_exchange() -> bool {
+    false
+}
+
+/// Puts `new` where `old` is. Gives what was there.
+///
+/// # Safety
+/// `at` is valid for atomic access, aligned to 16 bytes, and the CPU has CMPXCHG16B.
+#[cfg(target_arch = "x86_64")]
+unsafe fn wide_exchange(at: *mut u128, old: u128, new: u128) -> u128 {
+    let (mut low, mut high) = (old as u64, (old >> 64) as u64);
+    // SAFETY: the caller promises what the instruction wants. RBX, which the compiler keeps for itself, is put back.
+    unsafe {
+        std::arch::asm!(
+            "xchg rbx, rsi",
+            "lock cmpxchg16b [rdi]",
+            "mov rbx, rsi",
+            in("rdi") at,
+            inout("rsi") new as u64 => _,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack),
+        );
+    }
+    u128::from(high) << 64 | u128::from(low)
+}
+
+/// Never called.
+///
+/// # Safety
+/// None.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn wide_exchange(_at: *mut u128, old: u128, _new: u128) -> u128 {
+    old
 }
 
 #[cfg(test)]

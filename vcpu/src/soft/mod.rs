@@ -5,21 +5,23 @@
 //! walk them. So MMIO is met as a reserved bit in an MMIO SPTE, comes out as [`crate::exit::VmExit::Mmio`], and the
 //! instruction is begun anew when the answer is known.
 //!
-//! Read in this order: [`vm`] (what vCPUs share), `cpuid`, `host` (guest RAM by host address), `tlb`, `walker` (what
-//! happens on a miss), `code` and `blocks` (the cache of decoded code), `world` and `platform` (what the core sees of it
-//! all), `signals` (what other threads
-//! tell it), [`vcpu`].
+//! Read in this order: [`vm`] (what vCPUs share), `gate` (how they wait for each other's TLBs), `cpuid`, `host` (guest RAM
+//! by host address), `tlb`, `walker` (what happens on a miss), `code` and `blocks` (the cache of decoded code), `world` and
+//! `platform` (what the core sees of it all), `signals` (what other threads tell it), [`vcpu`].
 //!
-//! One vCPU. It takes interrupts from whatever [`umbra_devices::IntrSource`] it is given: a pair of 8259A in a PC.
+//! Each vCPU may have a thread of its own. Locked instructions are atomic for all of them, and an access has the order
+//! that x86 promises if the host is an x86 too. A vCPU takes interrupts from whatever [`umbra_devices::IntrSource`] it is given: a pair of 8259A in a PC.
 
 mod blocks;
 mod code;
 mod cpuid;
 pub mod fuzz;
+mod gate;
 #[expect(unsafe_code, reason = "guest RAM is reached by host address")]
 mod host;
 mod platform;
 mod signals;
+mod sync;
 #[expect(
     unsafe_code,
     reason = "entries are host addresses, which the snapshot beside them keeps mapped"

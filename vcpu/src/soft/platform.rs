@@ -76,6 +76,11 @@ impl Platform for World {
         (self.shared.start.elapsed().as_nanos() as u64).wrapping_add(self.tsc_offset)
     }
 
+    fn pause(&mut self) {
+        // Whoever is waited for may need this very CPU of the host's.
+        std::thread::yield_now();
+    }
+
     fn translation(&mut self, change: Translation, state: &CpuState) {
         self.moved = true;
         match change {

@@ -1,6 +1,7 @@
 //! [`SoftVcpu`]: the vCPU itself. It executes blocks, delivers exceptions, and comes out where the VMM is needed.
 
 use super::blocks::{Blocks, Key, MAX_BYTES};
+use super::code::Changed;
 use super::signals::Signals;
 use super::vm::Shared;
 use super::world::World;
@@ -88,6 +89,14 @@ impl SoftVcpu {
         &self.cpu.state
     }
 
+    /// Executes until something needs the VMM, as in [`SoftVcpu::go`].
+    fn go_inside(&mut self, waiting: bool, finish_only: bool) -> VmExit {
+        self.cpu.env.enter();
+        let exit = self.go(waiting, finish_only);
+        self.cpu.env.leave();
+        exit
+    }
+
     /// Executes until something needs the VMM. `waiting`: an instruction has its answer; `finish_only`: execute no other.
     fn go(&mut self, mut waiting: bool, finish_only: bool) -> VmExit {
         loop {
@@ -99,13 +108,12 @@ impl SoftVcpu {
                     self.interrupt();
                 }
                 if self.halted {
+                    self.cpu.env.leave();
                     self.signals.wait(self.cpu.state.flag(flags::IF));
+                    self.cpu.env.enter();
                     continue;
                 }
-                if self.cpu.env.catch_up() {
-                    self.blocks.clear();
-                    self.cpu.env.code.clear();
-                }
+                self.catch_up();
             }
             match self.advance(waiting) {
                 Progress::Boundary => waiting = false,
@@ -121,6 +129,15 @@ impl SoftVcpu {
                     return exit;
                 }
             }
+        }
+    }
+
+    /// Forgets what others made void.
+    fn catch_up(&mut self) {
+        match self.cpu.env.catch_up() {
+            None => {}
+            Some(Changed::Everything) => self.blocks.clear(),
+            Some(Changed::Frames(frames)) => frames.into_iter().for_each(|gfn| self.blocks.forget(gfn)),
         }
     }
 
@@ -160,9 +177,6 @@ impl SoftVcpu {
             return self.deliver(event);
         }
         let step = self.execute(once);
-        for gfn in self.cpu.env.code.take_changed() {
-            self.blocks.forget(gfn);
-        }
         match step {
             Step::Pending(request) => return Progress::Wait(request),
             _ if once => self.cpu.env.replay.clear(),
@@ -250,10 +264,18 @@ impl SoftVcpu {
                 return cpu.step();
             };
             place.read(bytes);
-            let Some(block) = blocks.decode(key, cpu, bytes) else {
+            let Some(length) = blocks.decode(key, cpu, bytes).map(|block| block.bytes) else {
                 return cpu.step();
             };
-            cpu.env.watch_code(gpa, block.bytes);
+            // Another vCPU may have written to it before its writes were noticed.
+            let watched = cpu.env.watch_code(gpa, length);
+            let mut again = [0; MAX_BYTES];
+            let again = &mut again[..length];
+            let place = cpu.env.tlb.place(gpa, length);
+            if watched.is_none() || place.map(|place| place.read(again)).is_none() || *again != bytes[..length] {
+                blocks.forget(gpa.gfn());
+                return cpu.step();
+            }
         }
         let Some(block) = blocks.find(key).filter(|block| block.bytes <= room) else {
             return cpu.step();
@@ -291,7 +313,7 @@ impl VcpuBackend for SoftVcpu {
             VmExit::Interrupted
                 .accepts(entry)
                 .map_err(|expected| BackendError::WrongEntry { entry, expected })?;
-            return Ok(self.go(false, finish_only));
+            return Ok(self.go_inside(false, finish_only));
         };
         if let Err(expected) = exit.accepts(entry) {
             self.asked = Some((request, exit));
@@ -303,7 +325,7 @@ impl VcpuBackend for SoftVcpu {
             VmEntry::Fault => None,
         };
         self.cpu.env.replay.answer(request, value);
-        Ok(self.go(true, finish_only))
+        Ok(self.go_inside(true, finish_only))
     }
 
     fn regs(&mut self) -> Result<Regs, BackendError> {
@@ -328,8 +350,11 @@ impl VcpuBackend for SoftVcpu {
         let Cpu { state, env } = &mut self.cpu;
         state.sys = *regs;
         env.apic_base = regs.apic_base;
-        env.catch_up();
+        env.enter();
+        self.catch_up();
+        let Cpu { state, env } = &mut self.cpu;
         env.walker.set_state(state, &mut env.tlb);
+        env.leave();
         Ok(())
     }
 

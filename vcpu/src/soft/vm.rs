@@ -1,8 +1,9 @@
 //! [`SoftVm`]: what the software CPUs of one machine share.
 
+use super::code::CodePages;
+use super::gate::Gates;
 use super::vcpu::SoftVcpu;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use umbra_memslots::{
     AddressSpaceId, Generation, GfnRange, MemSlot, ObserverError, SlotChange, SlotObserver, SlotReader,
@@ -35,20 +36,15 @@ pub enum SoftError {
 /// What all vCPUs have in common.
 pub(super) struct Shared {
     pub mmu: Arc<ShadowMmu<HeapTables>>,
-    /// Moves when all TLBs must be flushed.
-    flushes: AtomicU64,
+    /// Where vCPUs go in and out of guest code.
+    pub gates: Gates,
+    /// What was decoded by any vCPU.
+    pub code: CodePages,
     /// When the time-stamp counter was 0.
     pub start: Instant,
 }
 
-impl Shared {
-    /// To be compared with what it was.
-    pub fn flushes(&self) -> u64 {
-        self.flushes.load(Ordering::Acquire)
-    }
-}
-
-/// A machine whose vCPU is software.
+/// A machine whose vCPUs are software.
 pub struct SoftVm(Arc<Shared>);
 
 /// What a software machine is like.
@@ -79,7 +75,8 @@ impl SoftVm {
         let mmu = ShadowMmu::new(layout, HeapTables::new(TABLES_AT, TABLES)?)?;
         Ok(Self(Arc::new(Shared {
             mmu: Arc::new(mmu),
-            flushes: AtomicU64::new(0),
+            gates: Gates::default(),
+            code: CodePages::default(),
             start: Instant::now(),
         })))
     }
@@ -89,7 +86,7 @@ impl SoftVm {
         Box::new(Follower(Arc::clone(&self.0)))
     }
 
-    /// The vCPU, which sees the memory that `slots` shows.
+    /// A vCPU, which sees the memory that `slots` shows.
     pub fn create_vcpu(&self, slots: SlotReader) -> SoftVcpu {
         SoftVcpu::new(Arc::clone(&self.0), slots)
     }
@@ -98,15 +95,12 @@ impl SoftVm {
 /// Takes memory that goes out of the shadow tables.
 struct Follower(Arc<Shared>);
 
-/// Flushes TLBs from outside: each vCPU does it before its next block.
-///
-/// Until then it may go on with what it knows, whose memory its snapshot of the slots keeps. Slots change on the vCPU's
-/// own thread, or before it runs, so it never does.
-struct FlushAll<'a>(&'a AtomicU64);
+/// Flushes TLBs from outside: returns when no vCPU uses what its TLB knew.
+struct FlushAll<'a>(&'a Gates);
 
 impl TlbControl for FlushAll<'_> {
     fn flush_all(&mut self) {
-        self.0.fetch_add(1, Ordering::Release);
+        self.0.flush();
     }
 
     fn flush_gva(&mut self, _gva: umbra_memslots::Gva) {
@@ -118,7 +112,7 @@ impl Follower {
     fn zap(&self, range: GfnRange) {
         self.0
             .mmu
-            .zap_range(&mut NoObserver, &mut FlushAll(&self.0.flushes), range);
+            .zap_range(&mut NoObserver, &mut FlushAll(&self.0.gates), range);
     }
 }
 
@@ -142,6 +136,6 @@ impl SlotObserver for Follower {
     fn generation_changes(&mut self, space: AddressSpaceId, next: Generation) {
         self.0
             .mmu
-            .generation_changes(&mut NoObserver, &mut FlushAll(&self.0.flushes), space, next);
+            .generation_changes(&mut NoObserver, &mut FlushAll(&self.0.gates), space, next);
     }
 }

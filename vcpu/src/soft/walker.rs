@@ -1,11 +1,12 @@
 //! The paging unit: walks the shadow tables as hardware does, and takes the faults to the shadow MMU.
 
+use super::gate::{Alone, Gates, Pass};
 use super::tlb::Tlb;
 use super::vm::Shared;
 use crate::backend::ShadowTables;
 use crate::emulate::{Access, AccessKind, CpuState, Exception, Stop};
 use std::sync::Arc;
-use umbra_memslots::{AddressSpaceId, Gfn, GfnRange, Gpa, Gva, Memslots};
+use umbra_memslots::{AddressSpaceId, Gfn, GfnRange, Gpa, Gva, Memslots, SlotReader};
 use umbra_mmu::NoObserver;
 use umbra_mmu::direct::{FoundSlot, SlotSet};
 use umbra_mmu::guest_walk::{PdpteLoad, load_pdptes};
@@ -38,18 +39,95 @@ pub(super) struct Walker {
     vcpu: ShadowVcpu,
     regs: PagingRegs,
     root: Option<ShadowRoot>,
+    /// The newest memory slots, which may be newer than those in which the TLB finds memory.
+    slots: SlotReader,
+    /// Inside only while guest code is executed, and not while the MMU is asked.
+    pass: Pass,
+    /// Moves with each flush that others asked for: what was translated before does not count any more.
+    flushes: u64,
+    /// `flushes` when the root was asked for, while the registers are the same.
+    rooted: Option<u64>,
 }
 
 impl Walker {
     /// With the registers that `state` has.
-    pub fn new(shared: Arc<Shared>, state: &CpuState, memory: &Memslots) -> Self {
-        let regs = registers(state, memory);
+    pub fn new(shared: Arc<Shared>, state: &CpuState, mut slots: SlotReader) -> Self {
+        let regs = registers(state, slots.snapshot_arc());
+        let pass = shared.gates.add();
         Self {
             shared,
             vcpu: ShadowVcpu::new(PagingState::new(&regs)),
             regs,
             root: None,
+            slots,
+            pass,
+            flushes: 0,
+            rooted: None,
         }
+    }
+
+    /// How often others had this TLB flushed.
+    pub fn flushes(&self) -> u64 {
+        self.flushes
+    }
+
+    /// Guest code is about to be executed.
+    pub fn enter(&mut self, tlb: &mut Tlb) {
+        if self.pass.enter(&self.shared.gates) {
+            tlb.flush();
+            self.flushes += 1;
+        }
+    }
+
+    /// No guest code is executed for now, and others need not wait for this vCPU.
+    pub fn leave(&self) {
+        self.pass.leave();
+    }
+
+    /// Between two blocks: takes note of what others ask for.
+    #[inline]
+    pub fn look_up(&mut self, tlb: &mut Tlb) {
+        if !self.pass.is_current(&self.shared.gates) {
+            self.pass.leave();
+            self.enter(tlb);
+        }
+    }
+
+    /// No other vCPU's TLB knows anything any more. This vCPU's does, unless [`Walker::flushes`] has moved.
+    pub fn flush_others(&mut self, tlb: &mut Tlb) {
+        self.pass.leave();
+        self.pass.flush_others(&self.shared.gates);
+        self.enter(tlb);
+    }
+
+    /// Waits until no other vCPU is in guest code, and keeps them out until [`Walker::rejoin`].
+    pub fn be_alone<'g>(&mut self, gates: &'g Gates, tlb: &mut Tlb) -> Alone<'g> {
+        self.pass.leave();
+        let alone = self.pass.be_alone(gates);
+        self.enter(tlb);
+        alone
+    }
+
+    /// Ends what [`Walker::be_alone`] began.
+    pub fn rejoin(&mut self, alone: Alone<'_>, tlb: &mut Tlb) {
+        self.pass.leave();
+        self.pass.rejoin(alone);
+        self.enter(tlb);
+    }
+
+    /// Asks the MMU, from outside.
+    fn ask<R>(&mut self, tlb: &mut Tlb, f: impl FnOnce(&mut Self, &Arc<Memslots>, &mut Flush<'_>) -> R) -> R {
+        let shared = Arc::clone(&self.shared);
+        let slots = Arc::clone(tlb.slots());
+        let mut flush = Flush {
+            gates: &shared.gates,
+            own: None,
+        };
+        self.pass.leave();
+        let result = f(self, &slots, &mut flush);
+        flush.carry_out(tlb);
+        self.enter(tlb);
+        result
     }
 
     /// The tables, if they were walked already.
@@ -67,32 +145,32 @@ impl Walker {
     pub fn set_state(&mut self, state: &CpuState, tlb: &mut Tlb) {
         self.regs = registers(state, tlb.slots());
         self.vcpu.set_state(PagingState::new(&self.regs));
+        self.rooted = None;
         tlb.flush();
     }
 
     /// INVLPG.
     pub fn invalidate(&mut self, tlb: &mut Tlb, at: Gva) {
-        let mut flush = Flush::default();
-        let slots = Arc::clone(tlb.slots());
-        self.shared.mmu.invlpg(&mut self.vcpu, &*slots, &mut flush, at);
-        flush.carry_out(tlb);
+        self.ask(tlb, |own, slots, flush| {
+            own.shared.mmu.invlpg(&mut own.vcpu, &**slots, flush, at);
+        });
         tlb.flush_page(at);
     }
 
     /// The guest wrote to a page table.
     pub fn wrote_table(&mut self, tlb: &mut Tlb, gpa: Gpa, bytes: u16) {
-        let mut flush = Flush::default();
-        self.shared.mmu.guest_wrote(&mut NoObserver, &mut flush, gpa, bytes);
-        flush.carry_out(tlb);
+        self.ask(tlb, |own, _, flush| {
+            own.shared.mmu.guest_wrote(&mut NoObserver, flush, gpa, bytes);
+        });
     }
 
     /// A frame's translations are to be made anew.
     pub fn forget(&mut self, tlb: &mut Tlb, gpa: Gpa) {
-        let mut flush = Flush::default();
-        self.shared
-            .mmu
-            .zap_range(&mut NoObserver, &mut flush, GfnRange::single(gpa.gfn()));
-        flush.carry_out(tlb);
+        self.ask(tlb, |own, _, flush| {
+            own.shared
+                .mmu
+                .zap_range(&mut NoObserver, flush, GfnRange::single(gpa.gfn()));
+        });
     }
 
     /// Translates one address; what it may be accessed for afterwards is remembered in `tlb`.
@@ -104,7 +182,12 @@ impl Walker {
             implicit: access.implicit,
         };
         for _ in 0..ATTEMPTS {
+            let flushes = self.flushes;
             let cpu = self.cpu(tlb, access);
+            // The root may be gone already.
+            if self.flushes != flushes {
+                continue;
+            }
             let code = match hw_walk(&cpu, &Wired(self.shared.mmu.space()), at.get(), wires) {
                 HwOutcome::Access(page) => return Ok(Target::Ram(Gpa::new(page.address))),
                 HwOutcome::GeneralProtection => return Err(Exception::gp(0).into()),
@@ -113,7 +196,8 @@ impl Walker {
             let mut fault = ShadowFault::from_code(at, PageFaultCode::new(code));
             fault.access = described(access);
             match self.fault(tlb, fault) {
-                FaultOutcome::Retry | FaultOutcome::Fixed | FaultOutcome::Spurious => {}
+                FaultOutcome::Fixed | FaultOutcome::Spurious => {}
+                FaultOutcome::Retry => self.rooted = None,
                 FaultOutcome::Emulate(mmio) => return Ok(Target::Device(mmio.gpa)),
                 FaultOutcome::ReadOnlyWrite(gpa, _) => return Ok(Target::Device(gpa)),
                 FaultOutcome::WriteTracked(gpa) => return Ok(Target::Table(gpa)),
@@ -127,25 +211,23 @@ impl Walker {
     }
 
     fn fault(&mut self, tlb: &mut Tlb, fault: ShadowFault) -> FaultOutcome {
-        let mut flush = Flush::default();
-        let slots = Arc::clone(tlb.slots());
-        let outcome = self
-            .shared
-            .mmu
-            .page_fault(&mut self.vcpu, &*slots, &mut Frames(&slots), &mut flush, fault);
-        flush.carry_out(tlb);
-        outcome
+        self.ask(tlb, |own, slots, flush| {
+            let mut frames = Frames(&mut own.slots);
+            own.shared
+                .mmu
+                .page_fault(&mut own.vcpu, &**slots, &mut frames, flush, fault)
+        })
     }
 
     /// What the hardware has in its registers: the root of the shadow tables, with WP and NX on, the rest as the guest
     /// has it.
     fn cpu(&mut self, tlb: &mut Tlb, access: Access) -> HwCpu {
-        let mut flush = Flush::default();
         let regs = &mut self.regs;
         let ac = if access.alignment_flag { rflags::AC } else { 0 };
         if regs.cr4 & cr4::SMAP != 0 && regs.rflags & rflags::AC != ac {
             regs.rflags = regs.rflags & !rflags::AC | ac;
             self.vcpu.set_state(PagingState::new(regs));
+            self.rooted = None;
         }
         let mut cpu = HwCpu {
             cr0: cr0::PG | cr0::WP,
@@ -164,12 +246,10 @@ impl Walker {
             // Not in force in the guest without paging; but here there is paging.
             cpu.cr4 &= !(cr4::SMEP | cr4::SMAP | cr4::PKE);
         }
-        let slots = Arc::clone(tlb.slots());
-        let root = self
-            .shared
-            .mmu
-            .root(&mut self.vcpu, &*slots, AddressSpaceId::Normal, &mut flush);
-        self.root = Some(root);
+        let root = match self.root {
+            Some(root) if self.rooted == Some(self.flushes) => root,
+            _ => self.load_root(tlb),
+        };
         match root {
             ShadowRoot::Long { address, .. } => cpu.cr3 = address,
             ShadowRoot::Pae { pdptes } => {
@@ -177,8 +257,19 @@ impl Walker {
                 cpu.pdpte = pdptes;
             }
         }
-        flush.carry_out(tlb);
         cpu
+    }
+
+    fn load_root(&mut self, tlb: &mut Tlb) -> ShadowRoot {
+        let flushes = self.flushes;
+        let root = self.ask(tlb, |own, slots, flush| {
+            own.shared
+                .mmu
+                .root(&mut own.vcpu, &**slots, AddressSpaceId::Normal, flush)
+        });
+        self.root = Some(root);
+        self.rooted = Some(flushes);
+        root
     }
 }
 
@@ -219,47 +310,60 @@ fn registers(state: &CpuState, memory: &Memslots) -> PagingRegs {
     regs
 }
 
-/// What the MMU wants forgotten; carried out as soon as it has returned, before the vCPU makes another access.
-#[derive(Default)]
-struct Flush {
-    all: bool,
-    page: Option<Gva>,
+/// What the MMU wants forgotten: by all vCPUs at once, by this one before it goes inside again.
+struct Flush<'a> {
+    gates: &'a Gates,
+    own: Option<Own>,
 }
 
-impl Flush {
+/// What only this vCPU is to forget.
+enum Own {
+    All,
+    Page(Gva),
+}
+
+impl Flush<'_> {
     fn carry_out(self, tlb: &mut Tlb) {
-        if self.all {
-            tlb.flush();
-        } else if let Some(at) = self.page {
-            tlb.flush_page(at);
+        match self.own {
+            Some(Own::All) => tlb.flush(),
+            Some(Own::Page(at)) => tlb.flush_page(at),
+            None => {}
         }
     }
 }
 
-impl TlbControl for Flush {
+impl TlbControl for Flush<'_> {
     fn flush_all(&mut self) {
-        self.all = true;
+        // This vCPU learns of it as it goes in.
+        self.gates.flush();
+    }
+
+    fn flush_vcpu(&mut self) {
+        self.own = Some(Own::All);
     }
 
     fn flush_gva(&mut self, gva: Gva) {
-        self.all |= self.page.is_some_and(|page| page != gva);
-        self.page = Some(gva);
+        self.own = Some(match self.own {
+            None => Own::Page(gva),
+            Some(_) => Own::All,
+        });
     }
 }
 
 /// Guest frames are known to the walker by their guest-physical addresses: the TLB finds the memory in its own snapshot.
-struct Frames<'a>(&'a Memslots);
+///
+/// Each is looked for in the newest slots, after the MMU has noted the number of invalidations: were they older than that,
+/// what an invalidation had just removed could come back.
+struct Frames<'a>(&'a mut SlotReader);
 
 impl FrameSource for Frames<'_> {
     fn current(&mut self) -> SlotSet {
-        SlotSet {
-            generation: self.0.generation(),
-            address_space: self.0.space(),
-        }
+        set_of(self.0.snapshot_arc())
     }
 
     fn frame(&mut self, gfn: Gfn) -> (SlotSet, Option<FoundFrame>) {
-        let found = self.0.find(gfn).map(|slot| {
+        let slots = self.0.snapshot_arc();
+        let found = slots.find(gfn).map(|slot| {
             let found = FoundSlot {
                 id: slot.id(),
                 read_only: slot.is_read_only(),
@@ -267,7 +371,14 @@ impl FrameSource for Frames<'_> {
             };
             FoundFrame::page(found, gfn.base().get()).with_largest(largest_leaf(slot.range(), gfn))
         });
-        (self.current(), found)
+        (set_of(slots), found)
+    }
+}
+
+fn set_of(slots: &Memslots) -> SlotSet {
+    SlotSet {
+        generation: slots.generation(),
+        address_space: slots.space(),
     }
 }
 

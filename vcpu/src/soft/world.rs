@@ -1,7 +1,8 @@
 //! [`World`]: linear memory as the instruction core sees it. What the TLB knows is a comparison away; the rest goes
 //! through the walker, a page at a time.
 
-use super::code::CodePages;
+use super::code::{Changed, Seen};
+use super::host::Place;
 use super::tlb::Tlb;
 use super::vm::Shared;
 use super::walker::{Target, Walker};
@@ -14,13 +15,13 @@ use umbra_memslots::{Gpa, Gva, PAGE_SIZE, SlotReader};
 pub(super) struct World {
     pub tlb: Tlb,
     pub walker: Walker,
-    pub code: CodePages,
+    /// How far changes of decoded code are known.
+    code: Seen,
     pub replay: Replay,
     pub shared: Arc<Shared>,
     /// Address translation has changed: a block that is being executed may lie elsewhere now.
     pub moved: bool,
     slots: SlotReader,
-    flushes: u64,
     pub pat: u64,
     pub apic_base: u64,
     pub tsc_offset: u64,
@@ -38,11 +39,10 @@ impl World {
     pub fn new(shared: Arc<Shared>, mut slots: SlotReader, state: &CpuState) -> Self {
         let snapshot = Arc::clone(slots.snapshot_arc());
         Self {
-            walker: Walker::new(Arc::clone(&shared), state, &snapshot),
+            walker: Walker::new(Arc::clone(&shared), state, slots.clone()),
             tlb: Tlb::new(snapshot),
-            code: CodePages::default(),
+            code: Seen::default(),
             replay: Replay::default(),
-            flushes: shared.flushes(),
             shared,
             moved: false,
             slots,
@@ -52,17 +52,27 @@ impl World {
         }
     }
 
-    /// Catches up with changes of the memory slots. Says whether there were any.
-    pub fn catch_up(&mut self) -> bool {
-        let flushes = self.shared.flushes();
-        if flushes != self.flushes {
-            self.flushes = flushes;
-            self.tlb.flush();
-        }
+    /// Goes into guest code, whose end is [`World::leave`].
+    pub fn enter(&mut self) {
+        self.walker.enter(&mut self.tlb);
+    }
+
+    /// Comes out of guest code.
+    pub fn leave(&self) {
+        self.walker.leave();
+    }
+
+    /// Between two blocks: catches up with what others did, in memory slots, TLBs and code. Says which blocks are to be
+    /// forgotten.
+    pub fn catch_up(&mut self) -> Option<Changed> {
+        self.walker.look_up(&mut self.tlb);
         let snapshot = self.slots.snapshot_arc();
-        let changed = !Arc::ptr_eq(snapshot, self.tlb.slots());
-        self.tlb.renew(snapshot);
-        changed
+        if !Arc::ptr_eq(snapshot, self.tlb.slots()) {
+            self.tlb.renew(snapshot);
+            return Some(Changed::Everything);
+        }
+        let code = &self.shared.code;
+        code.has_changed(&self.code).then(|| code.catch_up(&mut self.code))
     }
 
     /// Where the instruction at `at` lies in guest-physical memory; `None` if it lies in no RAM.
@@ -77,17 +87,22 @@ impl World {
         })
     }
 
-    /// Blocks of this code were decoded: from now on, writes to it are noticed.
-    pub fn watch_code(&mut self, gpa: Gpa, bytes: usize) {
-        if self.code.add(gpa, bytes) {
-            self.tlb.flush_writes(gpa.gfn());
+    /// This code is decoded: from now on, writes to it are noticed. `None` if a TLB flush came in between, after which
+    /// the code may be elsewhere.
+    pub fn watch_code(&mut self, gpa: Gpa, bytes: usize) -> Option<()> {
+        if !self.shared.code.add(gpa, bytes) {
+            return Some(());
         }
+        self.tlb.flush_writes(gpa.gfn());
+        let flushes = self.walker.flushes();
+        self.walker.flush_others(&mut self.tlb);
+        (self.walker.flushes() == flushes).then_some(())
     }
 
     fn translate(&mut self, at: Gva, access: Access) -> Result<Target, Stop> {
         let target = self.walker.translate(&mut self.tlb, at, access)?;
         if let Target::Ram(gpa) = target
-            && !(access.kind == AccessKind::Write && self.code.contains(gpa.gfn()))
+            && !(access.kind == AccessKind::Write && self.shared.code.contains(gpa.gfn()))
         {
             self.tlb.fill(at, access, gpa.gfn());
         }
@@ -96,15 +111,23 @@ impl World {
 
     /// Translates the pages of an access, two at most, before anything is done.
     fn parts(&mut self, at: Gva, length: usize, access: Access) -> Result<[Option<Part>; 2], Stop> {
-        let first = length.min((PAGE_SIZE - at.page_offset()) as usize);
-        let mut part = |from: usize, to: usize| {
-            if from == to {
-                return Ok(None);
-            }
-            let target = self.translate(at.wrapping_add(from as u64), access)?;
-            Ok::<_, Stop>(Some(Part { target, from, to }))
-        };
-        Ok([part(0, first)?, part(first, length)?])
+        let split = length.min((PAGE_SIZE - at.page_offset()) as usize);
+        let first = self.part(at, 0, split, access)?;
+        let flushes = self.walker.flushes();
+        let second = self.part(at, split, length, access)?;
+        // What was translated first may be elsewhere now.
+        if second.is_some() && self.walker.flushes() != flushes {
+            return Err(Stop::Contended);
+        }
+        Ok([first, second])
+    }
+
+    fn part(&mut self, at: Gva, from: usize, to: usize, access: Access) -> Result<Option<Part>, Stop> {
+        if from == to {
+            return Ok(None);
+        }
+        let target = self.translate(at.wrapping_add(from as u64), access)?;
+        Ok(Some(Part { target, from, to }))
     }
 
     /// What a write to memory has to tell others.
@@ -114,8 +137,9 @@ impl World {
             self.moved = true;
         }
         if let Target::Ram(gpa) | Target::Table(gpa) = target {
-            self.code.written(gpa, bytes);
-            self.moved |= self.code.has_changed();
+            let code = &self.shared.code;
+            code.written(gpa, bytes);
+            self.moved |= code.has_changed(&self.code);
         }
     }
 
@@ -156,8 +180,11 @@ impl World {
         for Part { target, from, to } in parts.into_iter().flatten() {
             if let Target::Ram(gpa) | Target::Table(gpa) = target {
                 self.write_memory(gpa, &bytes[from..to])?;
-                self.wrote(target, to - from);
             }
+        }
+        // Last, because this vCPU is outside meanwhile, and what it has translated may not count afterwards.
+        for Part { target, from, to } in parts.into_iter().flatten() {
+            self.wrote(target, to - from);
         }
         Ok(())
     }
@@ -174,27 +201,37 @@ impl World {
     #[cold]
     #[inline(never)]
     fn exchange_slowly(&mut self, at: Gva, old: &[u8], new: &[u8], access: Access) -> Result<bool, Stop> {
-        let parts = self.parts(at, old.len(), access)?;
-        if let [Some(Part { target, .. }), None] = parts
-            && let Target::Ram(gpa) | Target::Table(gpa) = target
-        {
-            let Some(place) = self.tlb.place(gpa, old.len()) else {
-                return Err(self.lost(gpa));
-            };
-            let done = place.exchange(old, new);
-            if done {
-                self.tlb.log_write(gpa, old.len());
-                self.wrote(target, old.len());
-            }
-            return Ok(done);
+        if !Place::is_exchanged_at_once(at.get() as usize, old.len()) {
+            // x86 locks the bus. Here nobody else is in guest code meanwhile.
+            let shared = Arc::clone(&self.shared);
+            let alone = self.walker.be_alone(&shared.gates, &mut self.tlb);
+            let done = self.exchange_in_parts(at, old, new, access);
+            self.walker.rejoin(alone, &mut self.tlb);
+            return done;
         }
-        // Across two pages, or a device: of a device the caller has just read the old value, and reading it twice might
-        // do something.
-        let all_memory = parts
-            .iter()
-            .flatten()
-            .all(|part| !matches!(part.target, Target::Device(_)));
-        if all_memory {
+        let [Some(Part { target, .. }), None] = self.parts(at, old.len(), access)? else {
+            return Err(Stop::Contended);
+        };
+        let (Target::Ram(gpa) | Target::Table(gpa)) = target else {
+            // The caller has just read the old value, and reading it twice might do something.
+            return self.write_slowly(at, new, access).map(|()| true);
+        };
+        let Some(place) = self.tlb.place(gpa, old.len()) else {
+            return Err(self.lost(gpa));
+        };
+        let done = place.exchange(old, new);
+        if done {
+            self.tlb.log_write(gpa, old.len());
+            self.wrote(target, old.len());
+        }
+        Ok(done)
+    }
+
+    /// What the host can't exchange in one piece: unaligned, perhaps across two pages.
+    fn exchange_in_parts(&mut self, at: Gva, old: &[u8], new: &[u8], access: Access) -> Result<bool, Stop> {
+        let parts = self.parts(at, old.len(), access)?;
+        let is_device = |part: &Part| matches!(part.target, Target::Device(_));
+        if !parts.iter().flatten().any(is_device) {
             let mut present = [0; 16];
             let present = &mut present[..old.len()];
             self.read_slowly(at, present, access)?;
@@ -239,8 +276,8 @@ impl Memory for World {
 
     fn compare_exchange(&mut self, at: Gva, old: &[u8], new: &[u8], access: Access) -> Result<bool, Stop> {
         match self.tlb.find(at, old.len(), access) {
-            Some(place) => Ok(place.exchange(old, new)),
-            None => self.exchange_slowly(at, old, new, access),
+            Some(place) if Place::is_exchanged_at_once(at.get() as usize, old.len()) => Ok(place.exchange(old, new)),
+            _ => self.exchange_slowly(at, old, new, access),
         }
     }
 }
