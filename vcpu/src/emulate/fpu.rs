@@ -90,6 +90,12 @@ impl FpuState {
         (self.status >> 11 & 7) as usize
     }
 
+    /// Makes the register with this number (0..=7) ST(0).
+    #[inline]
+    pub const fn set_top(&mut self, top: usize) {
+        self.status = self.status & !(7 << 11) | (top as u16 & 7) << 11;
+    }
+
     /// The x87 part as `fninit` leaves it.
     pub fn init_x87(&mut self) {
         self.control = Self::INITIAL_CONTROL;

@@ -24,6 +24,7 @@ mod far;
 mod fetch;
 mod flag_ops;
 pub mod flags;
+mod float;
 pub mod fpu;
 pub mod fuzz;
 pub mod interrupt;

@@ -33,14 +33,11 @@ impl<E: Memory + Platform> Cpu<E> {
         Ok(Flow::Next)
     }
 
-    /// `emms`: every register is empty.
+    /// `emms`: every register is empty. AMD's processors also set the top of the stack to 0.
     pub(super) fn emms(&mut self, _insn: &Instruction) -> Result<Flow, Stop> {
-        if self.state.sys.cr0 & cr0::EM != 0 {
-            return Err(Exception::UD.into());
-        }
-        self.check_task_switched()?;
-        self.check_x87_error()?;
+        self.check_mmx()?;
         self.state.fpu.tags = 0;
+        self.state.fpu.set_top(0);
         Ok(Flow::Next)
     }
 
@@ -54,7 +51,7 @@ impl<E: Memory + Platform> Cpu<E> {
     }
 
     /// #MF if an exception waits and is reported that way.
-    fn check_x87_error(&self) -> Result<(), Stop> {
+    pub(super) fn check_x87_error(&self) -> Result<(), Stop> {
         if self.state.fpu.status & ERROR_SUMMARY != 0 && self.state.sys.cr0 & cr0::NE != 0 {
             return Err(Exception::new(exception::MF).into());
         }

@@ -48,9 +48,8 @@ impl Batch {
     pub fn build(generator: &Generator, rng: &mut Rng, count: usize) -> Self {
         let template = template();
         let mut window = Window::new();
-        for chunk in window.data.chunks_mut(8) {
-            let value = rng.value();
-            chunk.copy_from_slice(&value.to_le_bytes());
+        for chunk in window.data.chunks_mut(16) {
+            super::numbers::memory(rng, chunk);
         }
         let before = window.data.clone();
         let mut cpu = Cpu::new(template.clone(), window);

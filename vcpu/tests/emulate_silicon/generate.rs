@@ -155,6 +155,7 @@ fn testable(code: Code) -> bool {
             K::mem => continue,
             K::xmm_reg | K::xmm_rm | K::xmm_or_mem => Register::XMM0,
             K::mm_reg | K::mm_rm | K::mm_or_mem => Register::MM0,
+            K::st0 | K::sti_opcode => Register::ST0,
             K::imm8 | K::imm8_const_1 | K::imm16 | K::imm32 => continue,
             _ => Register::EAX,
         };
@@ -415,7 +416,7 @@ fn registers(rng: &mut Rng) -> Registers {
     // CF PF AF ZF SF DF OF; bit 1 and IF are always set at CPL 3 here.
     let rflags = rng.next() & 0xcd5 | 2;
     let mut fx = [0; 512];
-    super::compare::random_fx(rng, &mut fx);
+    super::numbers::random_fx(rng, &mut fx);
     Registers { gpr, rflags, fx }
 }
 
@@ -449,6 +450,9 @@ fn fit_registers(insn: &Instruction, input: &mut Registers, rng: &mut Rng, index
         M::Jrcxz | M::Jecxz | M::Loop | M::Loope | M::Loopne if rng.chance(50) => gpr[1] = rng.below(3),
         M::Ret if rng.chance(95) => gpr[4] = pad_pointer(index),
         M::Maskmovq | M::Maskmovdqu => gpr[7] = target(rng, 16),
+        M::Pcmpestri | M::Pcmpestri64 | M::Pcmpestrm | M::Pcmpestrm64 if rng.chance(80) => {
+            (gpr[0], gpr[2]) = (rng.below(20).wrapping_sub(2), rng.below(20).wrapping_sub(2));
+        }
         _ => {}
     }
     if insn.is_string_instruction() {

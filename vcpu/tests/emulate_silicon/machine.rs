@@ -3,7 +3,7 @@
 //! Each slot of the code area loads a case's registers, runs one instruction and stores the registers; slots follow one
 //! another, so one entry into the guest runs hundreds of cases. A fault ends in a CPL 0 stub that halts.
 
-use kvm_bindings::{kvm_regs, kvm_sregs, kvm_userspace_memory_region};
+use kvm_bindings::{kvm_regs, kvm_sregs, kvm_userspace_memory_region, kvm_xsave};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
 pub const SLOTS: usize = 400;
@@ -327,7 +327,7 @@ impl Machine {
 
     /// Runs slots `0..count`.
     pub fn run(&mut self, count: usize) -> Result<Vec<Ended>, String> {
-        let mut ended: Vec<Option<(usize, How, kvm_regs)>> = vec![None; count];
+        let mut ended: Vec<Option<(How, kvm_regs, [u8; 512])>> = vec![None; count];
         let mut next = 0;
         // Slots beyond `count` hold old cases; an invalid instruction in place of the first one's prologue ends the run.
         let end = CODE + count as u64 * CODE_SLOT;
@@ -371,7 +371,8 @@ impl Machine {
             let mut faulted = regs;
             faulted.rsp = self.get64(frame + 24);
             faulted.rflags = self.get64(frame + 16);
-            ended[index] = Some((index, How::Fault { vector, code, cr2 }, faulted));
+            let fpu = self.vcpu.get_xsave().map_err(|e| e.to_string())?;
+            ended[index] = Some((How::Fault { vector, code, cr2 }, faulted, legacy(&fpu)));
             next = index + 1;
         }
         if let Some(saved) = saved {
@@ -384,9 +385,9 @@ impl Machine {
             .collect())
     }
 
-    fn outcome(&self, index: usize, fault: Option<(usize, How, kvm_regs)>) -> Ended {
+    fn outcome(&self, index: usize, fault: Option<(How, kvm_regs, [u8; 512])>) -> Ended {
         let output = record(index) + OUT;
-        if let Some((_, how, r)) = fault {
+        if let Some((how, r, fpu)) = fault {
             let gpr = [
                 r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14,
                 r.r15,
@@ -395,7 +396,7 @@ impl Machine {
                 registers: Registers {
                     gpr,
                     rflags: r.rflags,
-                    fx: [0; 512],
+                    fx: fpu,
                 },
                 how,
             };
@@ -413,4 +414,13 @@ impl Machine {
         };
         Ended { registers, how }
     }
+}
+
+/// The FXSAVE image at the beginning of an XSAVE area.
+fn legacy(area: &kvm_xsave) -> [u8; 512] {
+    let mut fx = [0; 512];
+    for (place, word) in fx.chunks_exact_mut(4).zip(&area.region) {
+        place.copy_from_slice(&word.to_le_bytes());
+    }
+    fx
 }

@@ -14,12 +14,14 @@
     reason = "a test that draws numbers and cuts them to size"
 )]
 
+mod approximate;
 mod batch;
 mod compare;
 mod generate;
 #[expect(unsafe_code, reason = "maps guest memory into a KVM virtual machine")]
 mod machine;
 mod model;
+mod numbers;
 mod report;
 mod rng;
 

@@ -56,6 +56,24 @@ impl Report {
             let _ = write!(text, " r{number}={value:x}");
         }
         let _ = write!(text, " flags={:x}", case.input.rflags);
+        let fx = &case.input.fx;
+        let number = |at: usize, length: usize| {
+            let bytes = fx[at..at + length].iter().rev();
+            bytes.map(|byte| format!("{byte:02x}")).collect::<String>()
+        };
+        let _ = write!(
+            text,
+            "\n mxcsr={} fcw={} fsw={}",
+            number(24, 4),
+            number(0, 2),
+            number(2, 2)
+        );
+        for register in 0..8 {
+            let _ = write!(text, " st{register}={}", number(32 + 16 * register, 10));
+        }
+        for register in 0..16 {
+            let _ = write!(text, " xmm{register}={}", number(160 + 16 * register, 16));
+        }
         for difference in differences {
             let _ = write!(text, "\n    {difference}");
         }

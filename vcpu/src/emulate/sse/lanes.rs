@@ -100,6 +100,12 @@ fn rarer(mnemonic: M) -> Option<Binary> {
                 product(0).wrapping_add(product(16))
             })
         },
+        M::Pmaddubsw => |a, b| {
+            i16s(a, b, |x, y| {
+                let product = |shift| i32::from((x >> shift) as u8) * i32::from((y >> shift) as i8);
+                (product(0) + product(8)).clamp(-0x8000, 0x7fff) as i16
+            })
+        },
         M::Psadbw => |a, b| {
             u64s(a, b, |x, y| {
                 let pairs = x.to_le_bytes().into_iter().zip(y.to_le_bytes());

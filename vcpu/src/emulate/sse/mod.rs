@@ -1,11 +1,17 @@
-//! SSE on XMM registers, integer side: moves, logic, lanes, shuffles (SDM vol. 1 chapters 10 to 12).
+//! MMX and SSE to SSE4.2 (SDM vol. 1 chapters 9 to 12).
 //!
-//! `lanes` and `shuffle` hold what the instructions compute, as functions of 128-bit values; this file fetches operands,
-//! checks alignment and stores results. MMX registers and floating-point arithmetic are not offered.
+//! `lanes` and `shuffle` hold what integer instructions compute, as functions of 128-bit values; `moves`, `text` (string
+//! comparison, `crc32`), `float` (arithmetic and comparison), `convert` and `mmx` what else there is; `control` is MXCSR.
+//! This file fetches operands, checks alignment and stores results.
 
+mod control;
+mod convert;
+pub(super) mod float;
 mod lanes;
+mod mmx;
 mod moves;
 mod shuffle;
+mod text;
 
 use super::environment::{AccessKind, Memory, Platform, Stop};
 use super::exception::Exception;
@@ -19,11 +25,20 @@ pub(super) fn handler<E: Memory + Platform>(insn: &Instruction) -> Option<Handle
         let register = insn.op_kind(index) == OpKind::Register;
         register.then(|| insn.op_register(index))
     };
-    let registers = || (0..insn.op_count()).filter_map(uses);
-    if registers().any(Register::is_mm) || !registers().any(Register::is_xmm) {
-        return None;
+    let mut registers = (0..insn.op_count()).filter_map(uses);
+    // The only ones that may come without an MMX register are conversions from memory.
+    if registers.any(Register::is_mm) || matches!(insn.mnemonic(), Mnemonic::Cvtpi2ps | Mnemonic::Cvtpi2pd) {
+        return mmx::handler(insn.mnemonic());
     }
     if let Some(handler) = moves::handler(insn.mnemonic()) {
+        return Some(handler);
+    }
+    let others = [
+        float::handler(insn),
+        convert::handler(insn.mnemonic()),
+        text::handler(insn.mnemonic()),
+    ];
+    if let Some(handler) = others.into_iter().flatten().next() {
         return Some(handler);
     }
     if lanes::operation(insn.mnemonic()).is_some() {

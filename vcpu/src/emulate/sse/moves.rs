@@ -1,11 +1,12 @@
 //! Moves between XMM registers, memory and general-purpose registers.
 
 use super::super::dispatch::Handler;
-use super::super::environment::{Memory, Platform, Stop};
+use super::super::environment::{AccessKind, Memory, Platform, Stop};
+use super::super::state::RDI;
 use super::super::width::Width;
 use super::super::{Cpu, Flow};
-use super::unaligned;
-use iced_x86::{Instruction, Mnemonic as M, OpKind};
+use super::{lanes, unaligned};
+use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
 
 const LOW: u128 = u64::MAX as u128;
 
@@ -20,6 +21,10 @@ pub(super) fn handler<E: Memory + Platform>(mnemonic: M) -> Option<Handler<E>> {
         M::Pextrb | M::Pextrw | M::Pextrd | M::Pextrq | M::Extractps => Cpu::sse_extract,
         M::Pinsrb | M::Pinsrw | M::Pinsrd | M::Pinsrq => Cpu::sse_insert,
         M::Ptest => Cpu::sse_test,
+        M::Insertps => Cpu::sse_insert_single,
+        M::Blendvps | M::Blendvpd | M::Pblendvb => Cpu::sse_blend_by_mask,
+        M::Maskmovdqu => Cpu::sse_store_by_mask,
+        M::Movnti => Cpu::mov,
         _ => return None,
     };
     Some(handler)
@@ -137,6 +142,78 @@ impl<E: Memory + Platform> Cpu<E> {
         let old = self.xmm(insn.op0_register());
         let new = old & !(u128::from(width.mask()) << shift) | u128::from(value) << shift;
         self.set_xmm(insn.op0_register(), new);
+        Ok(Flow::Next)
+    }
+
+    /// `insertps`: one lane from a register or from memory to a place, and zeros to others.
+    fn sse_insert_single(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
+        self.check_sse_state()?;
+        let control = u32::from(insn.immediate8());
+        let value = self.xmm_value(insn, 1, false)?;
+        let from = if insn.op1_kind() == OpKind::Register {
+            control >> 6
+        } else {
+            0
+        };
+        let shift = 32 * (control >> 4 & 3);
+        let lane = value >> (32 * from) & 0xffff_ffff;
+        let mut new = self.xmm(insn.op0_register()) & !(0xffff_ffff << shift) | lane << shift;
+        for index in (0..4).filter(|index| control >> index & 1 != 0) {
+            new &= !(0xffff_ffff << (32 * index));
+        }
+        self.set_xmm(insn.op0_register(), new);
+        Ok(Flow::Next)
+    }
+
+    /// `blendvps blendvpd pblendvb`: the sign of each lane of XMM0 chooses the source.
+    fn sse_blend_by_mask(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
+        self.check_sse_state()?;
+        let b = self.xmm_value(insn, 1, true)?;
+        let a = self.xmm(insn.op0_register());
+        let control = self.xmm(Register::XMM0);
+        let mask = match insn.mnemonic() {
+            M::Blendvps => lanes::i32s(control, 0, |sign, _| sign >> 31),
+            M::Blendvpd => lanes::i64s(control, 0, |sign, _| sign >> 63),
+            _ => lanes::i8s(control, 0, |sign, _| sign >> 7),
+        };
+        self.set_xmm(insn.op0_register(), a & !mask | b & mask);
+        Ok(Flow::Next)
+    }
+
+    fn sse_store_by_mask(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
+        self.check_sse_state()?;
+        let (value, mask) = (self.xmm(insn.op1_register()), self.xmm(insn.op2_register()));
+        self.store_by_mask(insn, value, mask, 16)
+    }
+
+    /// `maskmovdqu maskmovq`: the bytes whose mask byte is negative go to DS:rDI. Nothing is written if one can't be.
+    pub(super) fn store_by_mask(
+        &mut self,
+        insn: &Instruction,
+        value: u128,
+        mask: u128,
+        length: usize,
+    ) -> Result<Flow, Stop> {
+        let address = match insn.op0_kind() {
+            OpKind::MemorySegDI => Width::B2,
+            OpKind::MemorySegEDI => Width::B4,
+            _ => Width::B8,
+        };
+        let at = self.linear(
+            insn.memory_segment(),
+            self.state.low(RDI, address),
+            length,
+            AccessKind::Write,
+        )?;
+        let access = self.access(AccessKind::Write);
+        let (value, mask) = (value.to_le_bytes(), mask.to_le_bytes());
+        let chosen = |byte: &usize| mask[*byte] & 0x80 != 0;
+        // As AMD's processors do, also for the bytes that are not chosen.
+        self.env.probe(at, length, access)?;
+        for byte in (0..length).filter(chosen) {
+            self.env
+                .write(at.wrapping_add(byte as u64), &value[byte..=byte], access)?;
+        }
         Ok(Flow::Next)
     }
 

@@ -137,7 +137,39 @@ pub(super) fn operation(mnemonic: M) -> Option<Shuffle> {
         M::Pmovzxwd => |_, b, _| widen(b, 16, 32, false),
         M::Pmovzxwq => |_, b, _| widen(b, 16, 64, false),
         M::Pmovzxdq => |_, b, _| widen(b, 32, 64, false),
+        M::Phaddw => |a, b, _| neighbours(a, b, 16, i64::wrapping_add),
+        M::Phaddd => |a, b, _| neighbours(a, b, 32, i64::wrapping_add),
+        M::Phsubw => |a, b, _| neighbours(a, b, 16, i64::wrapping_sub),
+        M::Phsubd => |a, b, _| neighbours(a, b, 32, i64::wrapping_sub),
+        M::Phaddsw => |a, b, _| neighbours(a, b, 16, |x, y| (x + y).clamp(-0x8000, 0x7fff)),
+        M::Phsubsw => |a, b, _| neighbours(a, b, 16, |x, y| (x - y).clamp(-0x8000, 0x7fff)),
+        M::Phminposuw => |_, b, _| {
+            let smallest = (0..8).map(|index| (lane(b, index, 16), u128::from(index))).min();
+            smallest.map_or(0, |(value, index)| value | index << 16)
+        },
+        M::Mpsadbw => |a, b, control| {
+            let (first, fixed) = (u32::from(control) & 4, 4 * (u32::from(control) & 3));
+            build(16, |index| {
+                let distance = |byte| lane(a, first + index + byte, 8).abs_diff(lane(b, fixed + byte, 8));
+                (0..4).map(distance).sum()
+            })
+        },
         _ => return None,
     };
     Some(operation)
+}
+
+/// What `operation` makes of neighbouring signed lanes, those of `a` first.
+fn neighbours(a: u128, b: u128, bits: u32, operation: impl Fn(i64, i64) -> i64) -> u128 {
+    let half = 64 / bits;
+    let signed = |from, index| (lane(from, index, bits) as i64) << (64 - bits) >> (64 - bits);
+    build(bits, |index| {
+        let (from, first) = if index < half {
+            (a, 2 * index)
+        } else {
+            (b, 2 * (index - half))
+        };
+        let result = operation(signed(from, first), signed(from, first + 1));
+        u128::from(result as u64 & (u64::MAX >> (64 - bits)))
+    })
 }
