@@ -435,3 +435,29 @@ fn cpuid_announces_no_more_than_there_is() {
     assert_eq!(regs.rdx & SSE_AND_SSE2, 0, "no SSE floating point yet");
     assert_ne!(regs.rcx & 1 << 31, 0, "it is a virtual machine");
 }
+
+#[test]
+fn paravirtual_clock_runs_with_the_counter_and_follows_when_that_is_moved() {
+    const CLOCK: u32 = 0x2_0040;
+    let mut guest = guest(|a| {
+        a.mov(ecx, 0x4b56_4d01)?;
+        a.mov(eax, CLOCK | 1)?;
+        a.xor(edx, edx)?;
+        a.wrmsr()?;
+        // The counter goes far ahead; time does not.
+        a.mov(ecx, 0x10)?;
+        a.mov(edx, 0x1000)?;
+        a.wrmsr()?;
+        a.rdtsc()?;
+        a.hlt()
+    });
+    assert_eq!(guest.run(VmEntry::Resume), VmExit::Hlt);
+    let regs = guest.vcpu.regs().unwrap();
+    let tsc = regs.rdx << 32 | regs.rax;
+    let mut info = [0; 32];
+    guest.ram.read(Gpa::new(u64::from(CLOCK)), &mut info).unwrap();
+    let word = |at: usize| u64::from_le_bytes(info[at..at + 8].try_into().unwrap());
+    assert!(tsc - word(8) < 1_000_000_000 && tsc >= word(8), "{tsc:#x} {info:x?}");
+    assert!(word(16) < 60_000_000_000, "the machine is young: {info:x?}");
+    assert_eq!(info[0] % 2, 0, "nobody is writing");
+}

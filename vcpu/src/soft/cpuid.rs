@@ -1,5 +1,7 @@
 //! What the software CPU says it is. It announces what it can do, and nothing else.
 
+use super::pvclock;
+
 /// Physical address bits.
 pub(super) const PHYSICAL_BITS: u32 = 46;
 /// Linear address bits.
@@ -53,7 +55,11 @@ pub(super) fn answer(leaf: u32, subleaf: u32) -> [u32; 4] {
         (7, 0) => [0, STRUCTURED_EBX, STRUCTURED_ECX, 0],
         (0x15, _) => [1, 1, TSC_HZ, 0],
         (0x16, _) => [TSC_HZ / 1_000_000, TSC_HZ / 1_000_000, 100, 0],
-        (0x4000_0000, _) => [0x4000_0000, word(b"Umbr", 0), word(b"aSof", 0), word(b"tCPU", 0)],
+        (0x4000_0000, _) => {
+            let letters = |at| word(&pvclock::SIGNATURE, at);
+            [0x4000_0001, letters(0), letters(4), letters(8)]
+        }
+        (0x4000_0001, _) => [pvclock::FEATURES, 0, 0, 0],
         (0x8000_0000, _) => [0x8000_0008, 0, 0, 0],
         (0x8000_0001, _) => [SIGNATURE, 0, EXTENDED_ECX, EXTENDED_EDX],
         (0x8000_0002..=0x8000_0004, _) => {

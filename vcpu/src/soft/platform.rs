@@ -1,9 +1,11 @@
 //! Ports, MSRs, CPUID, time: the rest of what the instruction core asks for.
 
-use super::cpuid;
 use super::world::World;
+use super::{cpuid, pvclock};
 use crate::emulate::{CpuState, Exception, Platform, Request, Stop, Translation};
+use std::time::{Duration, SystemTime};
 use umbra_devices::{IoOp, IoSize};
+use umbra_memslots::Gpa;
 
 /// MSR numbers (SDM vol. 4).
 mod msr {
@@ -27,6 +29,21 @@ impl World {
             None => Err(Stop::Pending(request)),
         }
     }
+
+    /// What the time-stamp counter shows when the machine has run for `age`.
+    fn tsc_at(&self, age: Duration) -> u64 {
+        // Nanoseconds: 2^64 of them are 584 years.
+        (age.as_nanos() as u64).wrapping_add(self.tsc_offset)
+    }
+
+    /// Tells the guest the time where it wants it, after the counter was moved.
+    fn keep_time(&mut self) {
+        if let Some(at) = pvclock::place(self.system_time) {
+            let age = self.shared.start.elapsed();
+            let info = pvclock::system_time(self.tsc_at(age), age);
+            self.write_quietly(at, &info);
+        }
+    }
 }
 
 impl Platform for World {
@@ -46,6 +63,7 @@ impl Platform for World {
             msr::APIC_BASE => Ok(self.apic_base),
             msr::TSC_ADJUST => Ok(self.tsc_offset),
             msr::PAT => Ok(self.pat),
+            pvclock::SYSTEM_TIME => Ok(self.system_time),
             _ => self.ask(Request::ReadMsr { index }),
         }
     }
@@ -55,11 +73,23 @@ impl Platform for World {
             msr::TSC => {
                 let now = self.tsc();
                 self.tsc_offset = self.tsc_offset.wrapping_add(value.wrapping_sub(now));
+                self.keep_time();
             }
-            msr::TSC_ADJUST => self.tsc_offset = value,
+            msr::TSC_ADJUST => {
+                self.tsc_offset = value;
+                self.keep_time();
+            }
             // Each byte a memory type: 0, 1, 4, 5, 6 or 7.
             msr::PAT if value.to_le_bytes().iter().all(|kind| matches!(kind, 0 | 1 | 4..=7)) => self.pat = value,
             msr::PAT => return Err(GP0),
+            pvclock::SYSTEM_TIME => {
+                self.system_time = value;
+                self.keep_time();
+            }
+            pvclock::WALL_CLOCK => {
+                let clock = pvclock::wall_clock(SystemTime::now(), self.shared.start.elapsed());
+                self.write_quietly(Gpa::new(value), &clock);
+            }
             _ => {
                 self.ask(Request::WriteMsr { index, value })?;
             }
@@ -72,8 +102,7 @@ impl Platform for World {
     }
 
     fn tsc(&mut self) -> u64 {
-        // Nanoseconds: 2^64 of them are 584 years.
-        (self.shared.start.elapsed().as_nanos() as u64).wrapping_add(self.tsc_offset)
+        self.tsc_at(self.shared.start.elapsed())
     }
 
     fn pause(&mut self) {

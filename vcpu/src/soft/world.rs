@@ -25,6 +25,8 @@ pub(super) struct World {
     pub pat: u64,
     pub apic_base: u64,
     pub tsc_offset: u64,
+    /// Where and whether the guest wants the time: see `pvclock`.
+    pub system_time: u64,
 }
 
 /// The part of an access that lies in one page.
@@ -49,6 +51,7 @@ impl World {
             pat: super::platform::PAT_AT_RESET,
             apic_base: 0,
             tsc_offset: 0,
+            system_time: 0,
         }
     }
 
@@ -196,6 +199,17 @@ impl World {
         }
         self.tlb.log_write(gpa, bytes.len());
         Ok(())
+    }
+
+    /// Writes what the hypervisor has to tell the guest, where it wants it, if there is memory.
+    pub fn write_quietly(&mut self, at: Gpa, bytes: &[u8]) {
+        let first = bytes.len().min((PAGE_SIZE - at.page_offset()) as usize);
+        for (from, to) in [(0, first), (first, bytes.len())] {
+            let gpa = at.wrapping_add(from as u64);
+            if from < to && self.write_memory(gpa, &bytes[from..to]).is_ok() {
+                self.wrote(Target::Table(gpa), to - from);
+            }
+        }
     }
 
     #[cold]
