@@ -6,11 +6,12 @@ use std::io;
 use std::sync::Arc;
 use umbra_devices::models::cmos::{self, Cmos, MemorySize};
 use umbra_devices::models::i8042::{self, I8042};
+use umbra_devices::models::ioapic::{self, IoApic};
 use umbra_devices::models::pm::{self, PowerControl, ResetControl};
 use umbra_devices::models::scratch::{self, Scratch};
 use umbra_devices::models::serial::{self, Serial};
 use umbra_devices::models::slot_control::{self, SlotControl};
-use umbra_devices::testing::fuzz;
+use umbra_devices::testing::{RecordingMsiSink, fuzz};
 use umbra_devices::{IrqLine, ManualClock};
 
 proptest! {
@@ -20,6 +21,7 @@ proptest! {
         fuzz::device(&data, i8042::regs::LEN, &I8042::new());
         let memory = MemorySize { below_4g: 1 << 30, above_4g: 0 };
         fuzz::device(&data, cmos::regs::LEN, &Cmos::new(Arc::new(ManualClock::default()), memory));
+        fuzz::device(&data, ioapic::regs::LEN, &IoApic::new(Arc::new(RecordingMsiSink::default())));
         fuzz::device(&data, pm::regs::LEN, &PowerControl::new());
         fuzz::device(&data, ResetControl::LEN, &ResetControl::new());
         fuzz::device(&data, scratch::regs::LEN, &Scratch::new());

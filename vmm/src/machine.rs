@@ -56,8 +56,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How often a vCPU that doesn't come out is kicked: a kick that arrives just before it blocks in writing the console's
 /// output doesn't wake it.
 const KICK_AGAIN: Duration = Duration::from_millis(20);
-/// Input pins of an I/O APIC.
-const IOAPIC_PINS: u32 = 24;
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -211,6 +209,9 @@ impl Machine {
         if let Some(legacy) = engine.legacy() {
             board.add_legacy(legacy)?;
         }
+        if let Some(ioapic) = engine.ioapic() {
+            board.add_ioapic(ioapic)?;
+        }
         if purpose.test_devices {
             board.add_test_devices()?;
         }
@@ -246,7 +247,8 @@ impl Machine {
             Arc::clone(&board.mmio),
             Arc::clone(&board.ports),
             vcpu_ended.clone(),
-        );
+        )
+        .with_ioapic(engine.ioapic().cloned());
         let started = Instant::now();
         let vcpus = VcpuThreads::start(vcpus, Arc::new(layout)).map_err(|source| MachineError::Host {
             what: "cannot start a vCPU's thread",

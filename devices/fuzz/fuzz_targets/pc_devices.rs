@@ -6,14 +6,16 @@ use std::io;
 use std::sync::Arc;
 use umbra_devices::models::cmos::{self, Cmos, MemorySize};
 use umbra_devices::models::i8042::{self, I8042};
+use umbra_devices::models::ioapic::{self, IoApic};
 use umbra_devices::models::pm::{self, PowerControl, ResetControl};
 use umbra_devices::models::serial::{self, Serial};
+use umbra_devices::testing::RecordingMsiSink;
 use umbra_devices::testing::fuzz::device;
 use umbra_devices::{IrqLine, ManualClock};
 
 fuzz_target!(|data: &[u8]| {
     let Some((choice, data)) = data.split_first() else { return };
-    match choice % 5 {
+    match choice % 6 {
         0 => device(data, serial::regs::LEN, &Serial::new(io::sink(), IrqLine::detached())),
         1 => device(data, i8042::regs::LEN, &I8042::new()),
         2 => {
@@ -21,6 +23,7 @@ fuzz_target!(|data: &[u8]| {
             device(data, cmos::regs::LEN, &Cmos::new(Arc::new(ManualClock::default()), memory));
         }
         3 => device(data, pm::regs::LEN, &PowerControl::new()),
+        4 => device(data, ioapic::regs::LEN, &IoApic::new(Arc::new(RecordingMsiSink::default()))),
         _ => device(data, ResetControl::LEN, &ResetControl::new()),
     }
 });

@@ -4,8 +4,10 @@
 //! of its own; where a level depends on its state, it lets [`IrqLine::update`] ask for it.
 
 mod line;
+mod message;
 
 pub use line::{IrqLine, IrqPins};
+pub use message::{DeliveryMode, Message, Msi, MsiSink};
 
 use std::fmt;
 

@@ -1,7 +1,7 @@
 //! Device models. Each folder is one device: `regs` (its registers, with the data sheet they are from), the device, and
 //! its tests. Every model passes [`testing::Conformance`](crate::testing::Conformance).
 //!
-//! PC devices: [`serial`], [`i8042`], [`cmos`], [`pm`], and for machines without KVM's own [`pic`] and [`pit`]. For tests
+//! PC devices: [`serial`], [`i8042`], [`cmos`], [`pm`], and for machines without KVM's own [`pic`], [`pit`] and [`ioapic`]. For tests
 //! and small guests: [`debug_exit`], [`debug_console`], [`scratch`], [`slot_control`].
 
 mod bytewise;
@@ -9,6 +9,7 @@ pub mod cmos;
 pub mod debug_console;
 pub mod debug_exit;
 pub mod i8042;
+pub mod ioapic;
 pub mod pic;
 pub mod pit;
 pub mod pm;

@@ -8,7 +8,7 @@ pub use conformance::Conformance;
 
 use crate::access::{IoOp, IoSize};
 use crate::device::{Device, IoOutcome};
-use crate::irq::{Gsi, IrqSink};
+use crate::irq::{Gsi, IrqSink, Msi, MsiSink};
 use crate::sync::lock;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -43,6 +43,35 @@ impl RecordingSink {
 impl IrqSink for RecordingSink {
     fn set_level(&self, gsi: Gsi, high: bool) {
         lock(&self.0).push((gsi, high));
+    }
+}
+
+/// A destination of messages that notes them, and the routes it was told.
+#[derive(Default, Debug)]
+pub struct RecordingMsiSink {
+    messages: Mutex<Vec<Msi>>,
+    routes: Mutex<Vec<(u8, Msi)>>,
+}
+
+impl RecordingMsiSink {
+    /// The messages since the last time.
+    pub fn take(&self) -> Vec<Msi> {
+        std::mem::take(&mut lock(&self.messages))
+    }
+
+    /// The routes since the last time.
+    pub fn take_routes(&self) -> Vec<(u8, Msi)> {
+        std::mem::take(&mut lock(&self.routes))
+    }
+}
+
+impl MsiSink for RecordingMsiSink {
+    fn deliver(&self, msi: Msi) {
+        lock(&self.messages).push(msi);
+    }
+
+    fn route(&self, pin: u8, msi: Msi) {
+        lock(&self.routes).push((pin, msi));
     }
 }
 

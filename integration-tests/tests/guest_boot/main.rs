@@ -30,7 +30,7 @@ fn shell_answers(console: &mut Console, cpus: u32) -> Result<(), TalkError> {
     Ok(())
 }
 
-fn debian(cpus: u32) -> Option<Result<Console, TalkError>> {
+fn debian(cpus: u32, irqchip: &str) -> Option<Result<Console, TalkError>> {
     let cpus = cpus.to_string();
     vmm(&[
         "run",
@@ -41,12 +41,16 @@ fn debian(cpus: u32) -> Option<Result<Console, TalkError>> {
         "512M",
         "--cpus",
         &cpus,
+        "--irqchip",
+        irqchip,
     ])
 }
 
 #[test]
 fn debian_one_cpu_answers_reboots_and_powers_off() -> Result<(), TalkError> {
-    let Some(console) = debian(1) else { return Ok(()) };
+    let Some(console) = debian(1, "kernel") else {
+        return Ok(());
+    };
     let mut console = console?;
     shell_answers(&mut console, 1)?;
     console.say("reboot -f")?;
@@ -60,9 +64,27 @@ fn debian_one_cpu_answers_reboots_and_powers_off() -> Result<(), TalkError> {
 
 #[test]
 fn debian_four_cpus_answers_and_powers_off() -> Result<(), TalkError> {
-    let Some(console) = debian(4) else { return Ok(()) };
+    let Some(console) = debian(4, "kernel") else {
+        return Ok(());
+    };
     let mut console = console?;
     shell_answers(&mut console, 4)?;
+    console.say("poweroff -f")?;
+    let status = console.end(ANSWER)?;
+    assert_eq!(status.code(), Some(0), "{}", console.tail());
+    Ok(())
+}
+
+/// The console's interrupts come by way of an I/O APIC of ours.
+#[test]
+fn debian_two_cpus_with_split_irqchip_answers_and_powers_off() -> Result<(), TalkError> {
+    let Some(console) = debian(2, "split") else {
+        return Ok(());
+    };
+    let mut console = console?;
+    shell_answers(&mut console, 2)?;
+    console.say("grep -w ttyS0 /proc/interrupts")?;
+    console.expect("IO-APIC", ANSWER)?;
     console.say("poweroff -f")?;
     let status = console.end(ANSWER)?;
     assert_eq!(status.code(), Some(0), "{}", console.tail());

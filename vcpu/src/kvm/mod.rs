@@ -26,6 +26,7 @@ mod kick;
 mod kick_model;
 #[expect(unsafe_code, reason = "giving the guest host memory is an unsafe ioctl")]
 mod memory;
+mod msi;
 mod registers;
 #[expect(unsafe_code, reason = "memory shared with the kernel, and KVM_RUN")]
 mod run_page;
@@ -41,6 +42,7 @@ pub use caps::{Capability, HostCaps, KvmKind};
 pub use error::KvmError;
 pub use host::{DEVICE, KvmHost, OpenError};
 pub use irq::{GsiRoute, KvmIrqSink, RouteTarget};
+pub use msi::KvmMsiSink;
 pub use slot_mirror::SlotMirror;
 pub use vcpu::KvmVcpu;
 pub use vm::{Irqchip, KvmVm, VmOptions};

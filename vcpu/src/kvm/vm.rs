@@ -7,6 +7,7 @@ use super::error::KvmError;
 use super::host::KvmHost;
 use super::irq::{self, GsiRoute, KvmIrqSink};
 use super::memory::VmMemory;
+use super::msi::KvmMsiSink;
 use super::run_page::RunPage;
 use super::slot_mirror::SlotMirror;
 use super::start_state;
@@ -240,6 +241,12 @@ impl KvmVm {
     /// Where device lines end. GSI numbers as [`GsiRoute`] says.
     pub fn irq_sink(&self) -> KvmIrqSink {
         KvmIrqSink::new(Arc::clone(&self.memory))
+    }
+
+    /// Where the messages of an I/O APIC of ours end: for [`umbra_devices::models::ioapic::IoApic::new`], with
+    /// [`Irqchip::Split`]. It takes over the interrupt routes, so that [`KvmVm::set_gsi_routes`] is not to be used.
+    pub fn msi_sink(&self) -> KvmMsiSink {
+        KvmMsiSink::new(Arc::clone(&self.memory))
     }
 
     /// Replaces every interrupt route, the ones a new VM starts with included.

@@ -49,7 +49,7 @@ pub struct Settings {
     #[arg(long, value_name = "PATH", help_heading = "Machine")]
     pub kvm_device: Option<PathBuf>,
 
-    /// Interrupt controllers: kernel (all in KVM) or split (local APICs only, no interrupt lines) [default: kernel]
+    /// Interrupt controllers: kernel (all in KVM) or split (local APICs in KVM, the I/O APIC here) [default: kernel]
     #[arg(long, value_name = "WHERE", help_heading = "Machine")]
     pub irqchip: Option<IrqchipChoice>,
 
@@ -192,7 +192,7 @@ words! {
         /// PIC, I/O APIC and local APICs in KVM.
         #[default]
         Kernel = "kernel",
-        /// Only the local APICs in KVM.
+        /// Only the local APICs in KVM, the I/O APIC here.
         Split = "split",
     }
 }

@@ -2,7 +2,7 @@
 
 use super::legacy::Legacy;
 use crate::builtin::plan;
-use crate::layout::{HOLE_START, MemoryLayout};
+use crate::layout::{HOLE_START, IOAPIC_BASE, MemoryLayout};
 use std::io::Write;
 use std::sync::Arc;
 use umbra_devices::bus::{BusError, EventHandle};
@@ -12,6 +12,7 @@ use umbra_devices::models::cmos::{self, Cmos, MemorySize};
 use umbra_devices::models::debug_console::{self, DebugConsole};
 use umbra_devices::models::debug_exit::{self, DebugExit};
 use umbra_devices::models::i8042::I8042;
+use umbra_devices::models::ioapic::{self, IoApic};
 use umbra_devices::models::pm::{self, PowerControl, ResetControl};
 use umbra_devices::models::scratch::{self, Scratch};
 use umbra_devices::models::serial::{self, Serial};
@@ -114,6 +115,16 @@ impl Board {
     pub fn add_legacy(&self, legacy: &Legacy) -> Result<(), BoardError> {
         legacy.pic.claim(&self.ports)?;
         legacy.pit.claim(&self.ports)?;
+        Ok(())
+    }
+
+    /// Adds the I/O APIC that a machine without KVM's own needs.
+    ///
+    /// # Errors
+    /// [`BoardError::Mmio`].
+    pub fn add_ioapic(&self, ioapic: &Arc<IoApic>) -> Result<(), BoardError> {
+        self.mmio
+            .claim("ioapic", IOAPIC_BASE, ioapic::regs::LEN, Arc::clone(ioapic) as _)?;
         Ok(())
     }
 

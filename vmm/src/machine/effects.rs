@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use umbra_devices::bus::{BusError, EventHandle};
+use umbra_devices::models::ioapic::IoApic;
 use umbra_devices::{Bus, BusAddress, Effect, Port};
 use umbra_memslots::ram::{GuestRam, HostMapping, MappingError};
 use umbra_memslots::{AddressSpaceId, GfnRange, Gpa, NewSlot, PAGE_SIZE, SlotError, SlotFlags, SlotId};
@@ -17,6 +18,8 @@ pub struct Layout {
     added: Mutex<Added>,
     /// Signalled when a vCPU has ended.
     vcpu_ended: EventHandle,
+    /// Who sends interrupts to KVM's local APICs, if it is ours.
+    ioapic: Option<Arc<IoApic>>,
 }
 
 struct Added {
@@ -56,7 +59,14 @@ impl Layout {
             ports,
             added,
             vcpu_ended,
+            ioapic: None,
         }
+    }
+
+    /// Whom to tell of ends of interrupt, if KVM's local APICs are not alone.
+    #[must_use]
+    pub fn with_ioapic(self, ioapic: Option<Arc<IoApic>>) -> Self {
+        Self { ioapic, ..self }
     }
 
     fn carry_out(&self, effect: Effect) -> Result<(), Refused> {
@@ -115,8 +125,9 @@ impl Platform for Layout {
     }
 
     fn end_of_interrupt(&self, vector: u8) {
-        // There is no I/O APIC of ours whose inputs could be waiting for it.
-        tracing::trace!(vector, "end of interrupt");
+        if let Some(ioapic) = &self.ioapic {
+            ioapic.end_of_interrupt(vector);
+        }
     }
 
     fn ended(&self, _vcpu: u32) {

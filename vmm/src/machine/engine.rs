@@ -1,11 +1,12 @@
 //! What executes a guest: KVM, KVM on our shadow tables, or the software CPU, chosen once for all lives of a machine.
 
+use super::MachineError;
 use super::legacy::Legacy;
-use super::{IOAPIC_PINS, MachineError};
 use crate::app::explain;
 use crate::config::{BackendChoice, IrqchipChoice, MachineConfig};
 use std::sync::Arc;
 use umbra_devices::irq::IrqSink;
+use umbra_devices::models::ioapic::{self, IoApic};
 use umbra_memslots::{SlotLimits, SlotObserver, SlotReader};
 use umbra_mmu::direct::DirectMmu;
 use umbra_vcpu::backend::VcpuBackend;
@@ -91,7 +92,8 @@ impl Host {
 pub(super) enum Engine {
     Kvm {
         vm: KvmVm,
-        irqchip: Irqchip,
+        /// Ours, if KVM has none.
+        ioapic: Option<Arc<IoApic>>,
         fallback: bool,
     },
     Shadow(ShadowVm),
@@ -114,16 +116,19 @@ impl Engine {
             Host::Kvm(host) => {
                 let irqchip = match config.irqchip {
                     IrqchipChoice::Kernel => Irqchip::Kernel,
-                    IrqchipChoice::Split => Irqchip::Split { pins: IOAPIC_PINS },
+                    IrqchipChoice::Split => Irqchip::Split {
+                        pins: ioapic::regs::PINS.into(),
+                    },
                 };
                 let options = VmOptions {
                     vcpus: config.cpus,
                     irqchip,
                     ..VmOptions::default()
                 };
+                let vm = KvmVm::new(host, options)?;
                 Ok(Self::Kvm {
-                    vm: KvmVm::new(host, options)?,
-                    irqchip,
+                    ioapic: (irqchip != Irqchip::Kernel).then(|| Arc::new(IoApic::new(Arc::new(vm.msi_sink())))),
+                    vm,
                     fallback: config.fallback,
                 })
             }
@@ -188,14 +193,11 @@ impl Engine {
     /// Where devices' interrupts go, if anywhere.
     pub fn irq_sink(&self) -> Option<Arc<dyn IrqSink>> {
         match self {
-            Self::Kvm {
-                vm,
-                irqchip: Irqchip::Kernel,
-                ..
-            } => Some(Arc::new(vm.irq_sink())),
+            Self::Kvm { ioapic: Some(ours), .. } => Some(Arc::clone(ours) as _),
+            Self::Kvm { vm, .. } => Some(Arc::new(vm.irq_sink())),
             Self::Soft { legacy, .. } => Some(Arc::clone(&legacy.pic) as _),
-            // Without an I/O APIC of ours, there is nowhere to send a line's interrupt.
-            _ => None,
+            // Its CPU has no local APIC.
+            Self::Shadow(_) => None,
         }
     }
 
@@ -204,7 +206,15 @@ impl Engine {
         !matches!(self, Self::Soft { .. })
     }
 
-    /// The interrupt controllers and the timer, if they are ours.
+    /// The I/O APIC, if it is ours.
+    pub fn ioapic(&self) -> Option<&Arc<IoApic>> {
+        match self {
+            Self::Kvm { ioapic, .. } => ioapic.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The PIC and the PIT, if they are ours.
     pub fn legacy(&self) -> Option<&Legacy> {
         match self {
             Self::Soft { legacy, .. } => Some(legacy),
