@@ -80,11 +80,33 @@ events! {
     /// tables, where KVM prints 0.
     fn handle_mmio_page_fault(gva: Option<Gva>, gfn: Gfn, access: AccessMask);
 
+    /// `fast_page_fault`: a write that was forbidden was looked at without the lock.
+    fn fast_page_fault(fault: FastFault);
+
     /// `kvm_mmu_set_spte`: a leaf was installed.
     fn set_spte(at: EntryLocation, gfn: Gfn, level: u8, spte: u64);
 
     /// `kvm_mmu_zap_all_fast`: everything that an address space's tables knew was thrown away.
     fn zap_all_fast(address_space: AddressSpaceId, tables_in_use: u32);
+}
+
+/// What came of a write that was looked at without the lock (`fast_page_fault`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FastFault {
+    /// The address.
+    pub gva: Gva,
+    /// What the CPU reported.
+    pub code: PageFaultCode,
+    /// The entry at which the walk ended.
+    pub at: EntryLocation,
+    /// What was there.
+    pub old: u64,
+    /// What is there now.
+    pub new: u64,
+    /// The write was allowed already.
+    pub spurious: bool,
+    /// It is allowed now. If neither, the slow path follows.
+    pub fixed: bool,
 }
 
 /// Observes nothing.

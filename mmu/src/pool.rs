@@ -5,8 +5,12 @@
 //! then clears and reuses; the reader compares the counter before and after. If it followed a link that was already cut
 //! when it started, it would have seen the cut (the counter's acquire); if it read an entry of the next life, it sees the
 //! counter moved (that entry's acquire). In both cases it throws its answer away. `tests/loom_direct.rs` checks this.
+//!
+//! Who *changes* entries without the right to change tables can't throw that away afterwards, so it exchanges only what it
+//! has read, and says that it is there ([`TablePool::change`]): whoever makes entries that it could take for such as it has
+//! seen waits for it first. `tests/loom_memory.rs` checks that.
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, relax};
 use crate::tables::{ENTRIES, EntryLocation, TableId, TableSpace};
 use alloc::vec::Vec;
 
@@ -17,6 +21,17 @@ pub(crate) struct TablePool<S> {
     empty: u64,
     /// How often tables were recycled. Only moves with the right to [`FreeTables`].
     recycled: AtomicU64,
+    /// How many change entries without [`FreeTables`].
+    changing: AtomicU64,
+}
+
+/// Somebody who may be about to exchange an entry.
+struct Changing<'a>(&'a AtomicU64);
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
 }
 
 /// Tables that are empty and linked from nowhere. Whoever has it may change tables.
@@ -38,6 +53,7 @@ impl<S: TableSpace> TablePool<S> {
             space,
             empty,
             recycled: AtomicU64::new(0),
+            changing: AtomicU64::new(0),
         };
         for table in 0..taken {
             pool.make_empty(TableId::new(table));
@@ -54,6 +70,24 @@ impl<S: TableSpace> TablePool<S> {
     #[inline]
     pub(crate) fn recycled(&self) -> u64 {
         self.recycled.load(Ordering::Acquire)
+    }
+
+    /// Runs `f`, which exchanges an entry, and which [`TablePool::wait_for_changes`] waits for. `f` must be short, and not
+    /// wait for anybody who changes tables.
+    pub(crate) fn change<R>(&self, f: impl FnOnce() -> R) -> R {
+        self.changing.fetch_add(1, Ordering::AcqRel);
+        let _changing = Changing(&self.changing);
+        f()
+    }
+
+    /// Returns when everybody who may not have seen what the caller did until now has left (`synchronize_srcu`).
+    ///
+    /// An exchange on both sides: either this one comes after the other's, and waits, or before it, and then the other sees
+    /// what was done.
+    pub(crate) fn wait_for_changes(&self) {
+        while self.changing.fetch_add(0, Ordering::AcqRel) != 0 {
+            relax();
+        }
     }
 
     /// An empty table, or `None` if all are in use.

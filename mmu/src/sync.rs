@@ -6,6 +6,14 @@ pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
 #[cfg(not(loom))]
 pub(crate) use core::sync::atomic::{AtomicU64, Ordering};
 
+/// Waits a little for another thread.
+#[cfg(loom)]
+pub(crate) use loom::thread::yield_now as relax;
+
+/// Waits a little for another thread.
+#[cfg(not(loom))]
+pub(crate) use core::hint::spin_loop as relax;
+
 /// A mutex whose guard is a closure's argument, so that its three implementations look the same and no guard escapes.
 pub(crate) struct Lock<T>(Inner<T>);
 

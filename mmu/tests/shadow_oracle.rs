@@ -332,6 +332,7 @@ fn run(mode: u8, steps: Vec<Step>, entries: Vec<u64>, setting: Setting) -> Resul
         tiny,
         orderly,
         large,
+        ahead,
     } = setting;
     let mut host = HostParams::x86(46);
     if tiny {
@@ -344,6 +345,7 @@ fn run(mode: u8, steps: Vec<Step>, entries: Vec<u64>, setting: Setting) -> Resul
     let mut machine = Machine::new(host, PAGES, tables);
     machine.ram.low_large.set(large);
     machine.ram.high.set(large);
+    machine.ram.at_hand.set(ahead);
     machine.ram.largest.set(if large { 2 } else { 1 });
     fill(&machine, mode, &entries);
     if orderly {
@@ -473,6 +475,8 @@ struct Setting {
     orderly: bool,
     /// There is memory for large leaves.
     large: bool,
+    /// Pages are mapped ahead of their use.
+    ahead: bool,
 }
 
 /// Where the root is if the tables are in order: those of the last level are pages 4 and 5.
@@ -561,13 +565,15 @@ fn access_never_sees_what_no_tlb_could_know() {
             any::<bool>(),
             prop_oneof![1 => Just(false), 2 => Just(true)],
             any::<bool>(),
+            any::<bool>(),
         ),
-        |((mode, steps, entries), tables, tiny, orderly, large)| {
+        |((mode, steps, entries), tables, tiny, orderly, large, ahead)| {
             let setting = Setting {
                 tables,
                 tiny,
                 orderly,
                 large,
+                ahead,
             };
             run(mode, steps, entries, setting)
         },

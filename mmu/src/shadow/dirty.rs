@@ -18,6 +18,8 @@ impl<S: TableSpace> ShadowMmu<S> {
             || tlb.flush_all(),
             |writer| {
                 self.found_is_void();
+                // Nobody fixes a leaf by what the slots said before (`fast_fault`).
+                self.pool.wait_for_changes();
                 writer.pages.dirty_flags.retain(|other| !other.overlaps(range));
                 writer.pages.dirty.retain(|&gfn| !range.contains(gfn));
                 match log {

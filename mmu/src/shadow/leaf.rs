@@ -110,6 +110,20 @@ pub(crate) const fn old(entry: u64) -> Option<u64> {
     }
 }
 
+/// The same leaf, made ahead of any use.
+pub(crate) const fn unused(entry: u64) -> u64 {
+    entry & !ACCESSED
+}
+
+/// The same leaf with the right to write that was taken away so that the next write becomes known; if only for that.
+pub(crate) const fn writable_again(entry: u64) -> Option<u64> {
+    if entry & MMU_WRITABLE != 0 {
+        Some(entry | WRITABLE)
+    } else {
+        None
+    }
+}
+
 /// `new` in the place of `old`, with what the walker noted there for the log.
 pub(crate) const fn keeping_dirty(old: u64, new: u64) -> u64 {
     new | (old & DIRTY)

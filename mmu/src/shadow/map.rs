@@ -16,7 +16,7 @@ use crate::access_mask::AccessMask;
 use crate::direct::{MmioSource, SlotSet};
 use crate::guest_walk::{GuestWalk, WalkFailure, walk};
 use crate::mmio::{CachedMmio, MmioEra, MmioGen, MmioSpte};
-use crate::observer::MmuObserver;
+use crate::observer::{FastFault, MmuObserver};
 use crate::tables::TableSpace;
 use crate::x86::{Access, GuestPte, PagingMode, PagingState};
 use umbra_memslots::{GuestMemory, Gva};
@@ -28,6 +28,8 @@ pub(super) struct Found {
     present: bool,
     set: SlotSet,
     frame: Option<FoundFrame>,
+    /// It was tried without the lock, in vain.
+    pub(super) fast: Option<FastFault>,
 }
 
 impl<S: TableSpace> ShadowMmu<S> {
@@ -64,6 +66,7 @@ impl<S: TableSpace> ShadowMmu<S> {
             present: fault.present,
             set,
             frame,
+            fast: None,
         })
     }
 
@@ -83,17 +86,22 @@ impl<S: TableSpace> ShadowMmu<S> {
             present,
             set,
             frame,
+            fast,
         } = found;
         let gfn = walk.gpa.gfn();
+        let is_tracked = frame.is_some() && access.is_write() && present && writer.is_tracked(gfn);
+        if let Some(fast) = fast.filter(|_| !is_tracked) {
+            writer.observer.fast_page_fault(fast);
+        }
         let Some(frame) = frame else {
             let target = Target {
                 walk,
                 access: clean_is_read_only(walk, access),
                 memory: None,
             };
-            return self.map_mmio(writer, root, own, memory, &target, set);
+            return self.map_mmio(writer, root, own, (memory, frames), &target, set);
         };
-        if access.is_write() && present && writer.is_tracked(gfn) {
+        if is_tracked {
             // Known to be mapped without the right to write, and for this reason.
             self.clear_floods(writer, root, walk.gva);
             own.stats.tracked_writes += 1;
@@ -149,6 +157,9 @@ impl<S: TableSpace> ShadowMmu<S> {
         if set == Set::Changed {
             own.stats.fixed += 1;
             writer.observer.set_spte(at, new.gfn, level, new.entry);
+            if level == 1 {
+                own.stats.prefetched += writer.prefetch(&guest, frames, at);
+            }
         }
         match set {
             _ if access.is_write() && tracked => {
@@ -177,7 +188,7 @@ impl<S: TableSpace> ShadowMmu<S> {
         writer: &mut Writer<'_, S, O>,
         root: RootTables,
         own: &mut Own,
-        memory: &impl GuestMemory,
+        (memory, frames): (&impl GuestMemory, &mut impl FrameSource),
         target: &Target<'_>,
         SlotSet {
             generation,
@@ -224,6 +235,7 @@ impl<S: TableSpace> ShadowMmu<S> {
                 if writer.set_mmio(at, spte.raw()) == Set::Changed {
                     own.stats.created += 1;
                     writer.observer.mark_mmio_spte(at, gfn, access, made);
+                    own.stats.prefetched += writer.prefetch(&guest, frames, at);
                 }
                 answer
             }

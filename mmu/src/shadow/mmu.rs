@@ -118,11 +118,26 @@ impl<S: TableSpace> ShadowMmu<S> {
             self.load_root(vcpu, memory, frames.current().address_space, tlb);
             return FaultOutcome::Retry;
         }
+        let fast = self.fast_page_fault(vcpu, frames, fault);
         let ShadowVcpu { own, observer } = vcpu;
+        if let Some(fast) = fast.filter(|fast| fast.fixed || fast.spurious) {
+            observer.fast_page_fault(fast);
+            return if fast.fixed {
+                FaultOutcome::Fixed
+            } else {
+                FaultOutcome::Spurious
+            };
+        }
         let sequence = self.sequence.load(Ordering::Acquire);
         let found = match self.find(observer, own, memory, frames, fault) {
-            Ok(found) => found,
-            Err(outcome) => return outcome,
+            Ok(mut found) => {
+                found.fast = fast;
+                found
+            }
+            Err(outcome) => {
+                fast.into_iter().for_each(|fast| observer.fast_page_fault(fast));
+                return outcome;
+            }
         };
         self.change(
             observer,

@@ -6,11 +6,13 @@
 //! What is done with them: [`role`] (what a page is a shadow as), `pages` (which there are, and who points to whom) with
 //! `path`, `unsync`, `sync`, `guest_write`, `dirty`, `zap`,
 //! `reclaim` and `invalidation` (what happens to them), [`root`] and `root_cache` (where a walk begins), [`ports`] and [`outcome`] (what is asked of others, and answered), [`mmu`] (the
-//! operations), `map` (the slow path of a fault), `watched` (its walk, observed), `mmio_fault` (the fast path), [`vcpu`]
+//! operations), `map` (the slow path of a fault), `watched` (its walk, observed), `prefetch` (what it maps besides), `mmio_fault` and
+//! `fast_fault` (the fast paths), [`vcpu`]
 //! (what each vCPU keeps).
 
 pub mod bits;
 mod dirty;
+mod fast_fault;
 mod guest_write;
 pub mod host;
 mod invalidation;
@@ -24,6 +26,7 @@ pub mod outcome;
 mod pages;
 mod path;
 pub mod ports;
+mod prefetch;
 mod reclaim;
 pub mod refusal;
 pub mod role;

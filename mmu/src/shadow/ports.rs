@@ -10,12 +10,24 @@ pub trait FrameSource {
     fn current(&mut self) -> SlotSet;
 
     /// The memory of a frame, if it has a slot, in the current set, which is named as well.
+    ///
+    /// May be called with the MMU's lock held, or while others wait for this to return: it must not wait for anybody who
+    /// changes the MMU.
     fn frame(&mut self, gfn: Gfn) -> (SlotSet, Option<FoundFrame>);
 
     /// The guest may write to the page from now on, and its slot is logged by [`DirtyLog::WriteProtection`].
     ///
-    /// Called with the MMU's lock held.
+    /// May be called with the MMU's lock held, or while others wait for this to return.
     fn mark_dirty(&mut self, _gfn: Gfn) {}
+
+    /// Whether the memory of a frame that has a slot is there without anybody waiting for it (KVM asks
+    /// `get_user_pages_fast_only`): then it may be mapped before the guest uses it, because its neighbour is. By default
+    /// nothing is.
+    ///
+    /// Called with the MMU's lock held.
+    fn at_hand(&mut self, _gfn: Gfn) -> bool {
+        false
+    }
 }
 
 /// How it comes to be known that a page was written to.

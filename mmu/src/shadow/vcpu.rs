@@ -21,6 +21,10 @@ pub struct ShadowStats {
     pub created: u64,
     /// Pages mapped.
     pub fixed: u64,
+    /// Pages mapped besides, because they are neighbours of one.
+    pub prefetched: u64,
+    /// Pages made writable again without the lock.
+    pub fast_fixed: u64,
     /// Writes to guest tables.
     pub tracked_writes: u64,
     /// Faults given to the guest.

@@ -40,6 +40,8 @@ pub struct Ram {
     /// Level of the largest leaves in these.
     pub largest: Cell<u8>,
     pub log: Cell<DirtyLog>,
+    /// Pages are mapped ahead of their use.
+    pub at_hand: Cell<bool>,
     /// What was said to be dirty.
     pub dirty: RefCell<BTreeSet<u64>>,
 }
@@ -50,6 +52,14 @@ impl Ram {
             self.present.get() >> gfn & 1 == 1
         } else {
             (gfn < 512 && self.low_is_whole()) || (self.high.get() && (1 << 18..3 << 18).contains(&gfn))
+        }
+    }
+
+    fn slot_of(&self, gfn: u64) -> SlotId {
+        if gfn < 512 && self.low_is_whole() {
+            SlotId::new(0)
+        } else {
+            SlotId::new(1 + u16::try_from(gfn.min(100)).unwrap())
         }
     }
 
@@ -132,7 +142,7 @@ impl FrameSource for Frames {
     fn frame(&mut self, gfn: Gfn) -> (SlotSet, Option<FoundFrame>) {
         let found = self.0.has(gfn.get()).then(|| FoundFrame {
             slot: FoundSlot {
-                id: SlotId::new(u16::try_from(gfn.get().min(100)).unwrap()),
+                id: self.0.slot_of(gfn.get()),
                 read_only: self.0.is_read_only(gfn.get()),
                 invalid: false,
             },
@@ -145,6 +155,10 @@ impl FrameSource for Frames {
 
     fn mark_dirty(&mut self, gfn: Gfn) {
         self.0.dirty.borrow_mut().insert(gfn.get());
+    }
+
+    fn at_hand(&mut self, _gfn: Gfn) -> bool {
+        self.0.at_hand.get()
     }
 }
 
@@ -227,6 +241,7 @@ impl Machine {
             high: Cell::new(false),
             largest: Cell::new(1),
             log: Cell::new(DirtyLog::Off),
+            at_hand: Cell::new(false),
             dirty: RefCell::new(BTreeSet::new()),
         };
         Self {

@@ -2,6 +2,7 @@
 
 use umbra_memslots::{AddressSpaceId, Generation, Gfn, Gpa, Gva};
 use umbra_mmu::mmio::{MmioGen, MmioSpte};
+use umbra_mmu::observer::FastFault;
 use umbra_mmu::shadow::PageRole;
 use umbra_mmu::tables::EntryLocation;
 use umbra_mmu::x86::{GuestPte, PageFaultCode};
@@ -100,6 +101,18 @@ impl MmuObserver for Recorder {
     fn set_spte(&mut self, _at: EntryLocation, gfn: Gfn, level: u8, spte: u64) {
         self.0
             .push(format!("kvm_mmu_set_spte gfn {gfn:x} spte {spte:x} level {level}"));
+    }
+
+    fn fast_page_fault(&mut self, fault: FastFault) {
+        self.0.push(format!(
+            "fast_page_fault gva {:x} error_code {:x} old {:x} new {:x} spurious {} fixed {}",
+            fault.gva.get(),
+            fault.code.raw(),
+            fault.old,
+            fault.new,
+            u8::from(fault.spurious),
+            u8::from(fault.fixed)
+        ));
     }
 
     fn zap_all_fast(&mut self, _space: AddressSpaceId, _tables_in_use: u32) {
