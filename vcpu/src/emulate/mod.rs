@@ -97,6 +97,11 @@ impl<E: Memory + Platform> Decoded<E> {
         let handler = dispatch::handler(&insn);
         Self { insn, handler }
     }
+
+    /// The instruction.
+    pub fn instruction(&self) -> &Instruction {
+        &self.insn
+    }
 }
 
 /// What a handler says about RIP.

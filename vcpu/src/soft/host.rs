@@ -238,6 +238,70 @@ unsafe fn wide_exchange(_at: *mut u128, old: u128, _new: u128) -> u128 {
     old
 }
 
+/// An atomic at an address for which the caller of the function promises.
+macro_rules! promised {
+    ($at:expr, $kind:ty) => {{
+        // SAFETY: aligned (checked before), mapped as the caller promises, and no Rust reference points there.
+        unsafe { <$kind>::from_ptr($at.cast()) }
+    }};
+}
+
+/// Reads `W` bits: at once if they are aligned, byte by byte if not.
+///
+/// # Safety
+/// `at` is the address of `W` bits in a page of guest RAM that is mapped.
+#[inline(always)]
+pub(super) unsafe fn load<const W: u32>(at: *mut u8) -> u64 {
+    if at.addr() & (W as usize / 8 - 1) != 0 {
+        // SAFETY: as the caller promises.
+        return unsafe { load_bytes(at, W as usize / 8) };
+    }
+    match W {
+        8 => u64::from(promised!(at, AtomicU8).load(Ordering::Acquire)),
+        16 => u64::from(promised!(at, AtomicU16).load(Ordering::Acquire)),
+        32 => u64::from(promised!(at, AtomicU32).load(Ordering::Acquire)),
+        _ => promised!(at, AtomicU64).load(Ordering::Acquire),
+    }
+}
+
+/// # Safety
+/// As [`load`].
+#[inline(never)]
+unsafe fn load_bytes(at: *mut u8, count: usize) -> u64 {
+    (0..count).rev().fold(0, |value, index| {
+        // SAFETY: as the caller promises.
+        value << 8 | u64::from(unsafe { ptr::read_volatile(at.wrapping_add(index)) })
+    })
+}
+
+/// Writes the low `W` bits of `value`, likewise.
+///
+/// # Safety
+/// As [`load`]; the page may be written.
+#[inline(always)]
+pub(super) unsafe fn store<const W: u32>(at: *mut u8, value: u64) {
+    if at.addr() & (W as usize / 8 - 1) != 0 {
+        // SAFETY: as the caller promises.
+        return unsafe { store_bytes(at, value, W as usize / 8) };
+    }
+    match W {
+        8 => promised!(at, AtomicU8).store(value as u8, Ordering::Release),
+        16 => promised!(at, AtomicU16).store(value as u16, Ordering::Release),
+        32 => promised!(at, AtomicU32).store(value as u32, Ordering::Release),
+        _ => promised!(at, AtomicU64).store(value, Ordering::Release),
+    }
+}
+
+/// # Safety
+/// As [`store`].
+#[inline(never)]
+unsafe fn store_bytes(at: *mut u8, value: u64, count: usize) {
+    for (index, byte) in value.to_le_bytes().into_iter().take(count).enumerate() {
+        // SAFETY: as the caller promises.
+        unsafe { ptr::write_volatile(at.wrapping_add(index), byte) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

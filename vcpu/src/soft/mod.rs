@@ -6,8 +6,9 @@
 //! instruction is begun anew when the answer is known.
 //!
 //! Read in this order: [`vm`] (what vCPUs share), `gate` (how they wait for each other's TLBs), `cpuid`, `host` (guest RAM
-//! by host address), `tlb`, `walker` (what happens on a miss), `code` and `blocks` (the cache of decoded code), `world` and
-//! `platform` (what the core sees of it all), `pvclock`, `signals` (what other threads tell it), [`vcpu`].
+//! by host address), `tlb`, `walker` (what happens on a miss), `code` and `blocks` (the cache of decoded code), `fast`
+//! (the commonest instructions, made ready to run), `world` and `platform` (what the core sees of it all), `pvclock`,
+//! `signals` (what other threads tell it), [`vcpu`].
 //!
 //! Each vCPU may have a thread of its own. Locked instructions are atomic for all of them, and an access has the order
 //! that x86 promises if the host is an x86 too. A vCPU takes interrupts from whatever [`umbra_devices::IntrSource`] it is given: a pair of 8259A in a PC.
@@ -15,6 +16,12 @@
 mod blocks;
 mod code;
 mod cpuid;
+#[expect(
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "registers are bits, and some instructions take them for signed numbers"
+)]
+mod fast;
 pub mod fuzz;
 mod gate;
 #[expect(unsafe_code, reason = "guest RAM is reached by host address")]

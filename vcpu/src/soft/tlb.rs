@@ -3,7 +3,7 @@
 //! There is a table for each way of accessing (who, and what for), so that an entry needs no permissions: it is there if
 //! the access is allowed. Entries point into the memory of one snapshot of the slots, which the TLB holds on to.
 
-use super::host::{Page, Place};
+use super::host::{self, Page, Place};
 use crate::emulate::{Access, AccessKind};
 use std::sync::Arc;
 use umbra_memslots::{Gfn, Gpa, Gva, Memslots, PAGE_SIZE};
@@ -26,6 +26,7 @@ struct Entry {
 /// One vCPU's translations.
 pub(super) struct Tlb {
     slots: Arc<Memslots>,
+    epoch: u64,
     tables: Box<[[Entry; SETS]; TABLES]>,
 }
 
@@ -43,6 +44,7 @@ impl Tlb {
         };
         Self {
             slots,
+            epoch: 0,
             tables: Box::new([[empty; SETS]; TABLES]),
         }
     }
@@ -62,6 +64,7 @@ impl Tlb {
 
     /// Forgets everything.
     pub fn flush(&mut self) {
+        self.epoch += 1;
         for entry in self.tables.as_flattened_mut() {
             entry.page = EMPTY;
         }
@@ -69,6 +72,7 @@ impl Tlb {
 
     /// Forgets one page.
     pub fn flush_page(&mut self, at: Gva) {
+        self.epoch += 1;
         for table in self.tables.iter_mut() {
             let entry = &mut table[index(at)];
             if entry.page == at.page_base().get() {
@@ -103,6 +107,49 @@ impl Tlb {
     pub fn find_gpa(&self, at: Gva, access: Access) -> Option<Gpa> {
         let entry = self.entry(at, access)?;
         Some(entry.gfn.base().wrapping_add(at.page_offset()))
+    }
+
+    /// The `W` bits at `at`, if the right to read them is known. `rights` are [`crate::soft::fast::mode::Mode`]'s.
+    #[inline(always)]
+    pub fn load<const W: u32>(&self, rights: u8, at: u64) -> Option<u64> {
+        let host = self.host::<W>(rights, AccessKind::Read, at)?;
+        // SAFETY: `host` gives the address of `W` bits in a page that the snapshot keeps mapped.
+        Some(unsafe { host::load::<W>(host) })
+    }
+
+    /// The same if the right to write is known.
+    #[inline(always)]
+    pub fn load_to_write<const W: u32>(&self, rights: u8, at: u64) -> Option<u64> {
+        let host = self.host::<W>(rights, AccessKind::Write, at)?;
+        // SAFETY: as in `load`.
+        Some(unsafe { host::load::<W>(host) })
+    }
+
+    /// Writes the low `W` bits of `value`, if the right to write is known. Says whether it is.
+    #[inline(always)]
+    pub fn store<const W: u32>(&self, rights: u8, at: u64, value: u64) -> bool {
+        let Some(host) = self.host::<W>(rights, AccessKind::Write, at) else {
+            return false;
+        };
+        // SAFETY: as in `load`.
+        unsafe { host::store::<W>(host, value) };
+        true
+    }
+
+    /// The host address of `W` bits that lie within one page.
+    #[inline(always)]
+    fn host<const W: u32>(&self, rights: u8, kind: AccessKind, at: u64) -> Option<*mut u8> {
+        let table = self.tables.get(3 * usize::from(rights) + kind as usize)?;
+        let entry = &table[index(Gva::new(at))];
+        // Of an access across pages, the last byte is in another page than the entry's.
+        let last = at.wrapping_add(u64::from(W / 8 - 1));
+        (entry.page == last & !(PAGE_SIZE - 1)).then(|| entry.host.wrapping_add((at % PAGE_SIZE) as usize))
+    }
+
+    /// Moves when something was forgotten.
+    #[inline(always)]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     #[inline]

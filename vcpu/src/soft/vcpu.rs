@@ -1,7 +1,9 @@
 //! [`SoftVcpu`]: the vCPU itself. It executes blocks, delivers exceptions, and comes out where the VMM is needed.
 
-use super::blocks::{Blocks, Key, MAX_BYTES};
+use super::blocks::{Block, Blocks, Key, MAX_BYTES};
 use super::code::Changed;
+use super::fast::mode::Mode;
+use super::fast::{Go, settle_flags};
 use super::signals::Signals;
 use super::vm::Shared;
 use super::world::World;
@@ -23,7 +25,9 @@ const DR7_AT_RESET: u64 = 0x400;
 /// A vCPU in software.
 pub struct SoftVcpu {
     cpu: Cpu<World>,
-    blocks: Blocks<World>,
+    blocks: Blocks,
+    /// Whether fast ops are used.
+    fast: bool,
     signals: Arc<Signals>,
     /// Where interrupts come from, if from anywhere.
     interrupts: Option<Arc<dyn IntrSource>>,
@@ -38,6 +42,9 @@ pub struct SoftVcpu {
     /// When to come back, in `executed`.
     until: u64,
 }
+
+/// Blocks that are executed by fast ops before slots are looked at again.
+const CHAIN: usize = 256;
 
 /// How far a vCPU came.
 enum Progress {
@@ -57,6 +64,7 @@ impl SoftVcpu {
         Self {
             cpu: Cpu::new(state, world),
             blocks: Blocks::new(),
+            fast: true,
             signals: Arc::default(),
             interrupts: None,
             halted: false,
@@ -77,6 +85,12 @@ impl SoftVcpu {
     /// are executed.
     pub fn stop_after(&mut self, instructions: u64) {
         self.until = self.executed.saturating_add(instructions);
+    }
+
+    /// Whether the commonest instructions are executed by functions made for them, as they are unless this says otherwise,
+    /// or all by the instruction core. The guest sees no difference.
+    pub fn set_fast(&mut self, fast: bool) {
+        self.fast = fast;
     }
 
     /// What the shadow MMU counted for this vCPU.
@@ -236,20 +250,64 @@ impl SoftVcpu {
         Progress::Boundary
     }
 
-    /// Executes the block at CS:RIP, or its first instruction.
+    /// Executes from CS:RIP on: some blocks, or one instruction.
     fn execute(&mut self, once: bool) -> Step {
-        let Self {
-            cpu, blocks, executed, ..
-        } = self;
-        *executed += 1;
-        // Whatever is in the way of a block, a single step finds out what is to be done about it.
-        let Ok(at) = cpu.code_address() else {
-            return cpu.step();
-        };
+        if !once
+            && self.fast
+            && let Some(mode) = Mode::of(&self.cpu.state)
+        {
+            return self.execute_fast(mode);
+        }
+        self.execute_block(once)
+    }
+
+    /// Executes up to [`CHAIN`] blocks by fast ops, as long as nothing else wants attention.
+    fn execute_fast(&mut self, mode: Mode) -> Step {
+        self.cpu.env.rights = mode.rights;
+        self.cpu.env.moved = false;
+        let mut step = Step::Done { trap: false };
+        for _ in 0..CHAIN {
+            let rip = self.cpu.state.rip;
+            let tag = self.cpu.env.tlb.epoch() << 3 | mode.number();
+            let Self {
+                cpu, blocks, executed, ..
+            } = self;
+            let end = if let Some(block) = blocks.known(rip, tag) {
+                run(block, cpu, mode, executed)
+            } else {
+                settle_flags(cpu);
+                match self.find_block() {
+                    Some(key) => {
+                        // What was found may have been found by filling the TLB, so the tag is taken anew.
+                        let tag = self.cpu.env.tlb.epoch() << 3 | mode.number();
+                        self.blocks.remember(key, tag);
+                        continue;
+                    }
+                    None => {
+                        self.executed += 1;
+                        return self.cpu.step();
+                    }
+                }
+            };
+            if let End::Leave(how) = end {
+                step = how;
+                break;
+            }
+            if self.signals.any() || !self.cpu.env.is_current() || self.executed >= self.until {
+                break;
+            }
+        }
+        settle_flags(&mut self.cpu);
+        step
+    }
+
+    /// Finds the block at CS:RIP, or decodes it. `None` if something is in the way: a single step finds out what is to be
+    /// done about it.
+    fn find_block(&mut self) -> Option<Key> {
+        let Self { cpu, blocks, .. } = self;
+        let at = cpu.code_address().ok()?;
         let access = cpu.fetch_access();
-        let Ok(Some(gpa)) = cpu.env.code_at(at, access) else {
-            return cpu.step();
-        };
+        let gpa = cpu.env.code_at(at, access).ok()??;
         let key = Key {
             gpa,
             rip: cpu.state.rip,
@@ -260,13 +318,8 @@ impl SoftVcpu {
             let to_page_end = (PAGE_SIZE - gpa.page_offset()) as usize;
             let mut bytes = [0; MAX_BYTES];
             let bytes = &mut bytes[..MAX_BYTES.min(to_page_end).min(room)];
-            let Some(place) = cpu.env.tlb.place(gpa, bytes.len()) else {
-                return cpu.step();
-            };
-            place.read(bytes);
-            let Some(length) = blocks.decode(key, cpu, bytes).map(|block| block.bytes) else {
-                return cpu.step();
-            };
+            cpu.env.tlb.place(gpa, bytes.len())?.read(bytes);
+            let length = blocks.decode(key, cpu, bytes)?.bytes;
             // Another vCPU may have written to it before its writes were noticed.
             let watched = cpu.env.watch_code(gpa, length);
             let mut again = [0; MAX_BYTES];
@@ -274,10 +327,20 @@ impl SoftVcpu {
             let place = cpu.env.tlb.place(gpa, length);
             if watched.is_none() || place.map(|place| place.read(again)).is_none() || *again != bytes[..length] {
                 blocks.forget(gpa.gfn());
-                return cpu.step();
+                return None;
             }
         }
-        let Some(block) = blocks.find(key).filter(|block| block.bytes <= room) else {
+        blocks.find(key).filter(|block| block.bytes <= room).map(|_| key)
+    }
+
+    /// Executes the block at CS:RIP, or its first instruction, by the instruction core.
+    fn execute_block(&mut self, once: bool) -> Step {
+        self.executed += 1;
+        let key = self.find_block();
+        let Self {
+            cpu, blocks, executed, ..
+        } = self;
+        let Some(block) = key.and_then(|key| blocks.find(key)) else {
             return cpu.step();
         };
         let count = if once { 1 } else { block.instructions.len() };
@@ -294,6 +357,50 @@ impl SoftVcpu {
         }
         step
     }
+}
+
+/// How a block ended.
+enum End {
+    /// At RIP, where another block may go on.
+    Block,
+    /// Something is to be looked at first.
+    Leave(Step),
+}
+
+/// Executes a block by its fast ops; what those leave alone is executed by the instruction core.
+#[inline]
+fn run(block: &Block, cpu: &mut Cpu<World>, mode: Mode, executed: &mut u64) -> End {
+    let mut next = cpu.state.rip;
+    for (index, op) in block.ops.iter().enumerate() {
+        match op.run(cpu) {
+            Go::Next => next = op.next(),
+            Go::Jump => {
+                *executed += index as u64 + 1;
+                return End::Block;
+            }
+            Go::Slow => {
+                settle_flags(cpu);
+                cpu.state.rip = next;
+                let step = match block.instructions.get(index) {
+                    Some(instruction) => cpu.execute_decoded(instruction),
+                    None => cpu.step(),
+                };
+                next = op.next();
+                let plain = step == (Step::Done { trap: false }) && !cpu.env.moved;
+                if !plain || Mode::of(&cpu.state) != Some(mode) {
+                    *executed += index as u64 + 1;
+                    return End::Leave(step);
+                }
+                if cpu.state.rip != next {
+                    *executed += index as u64 + 1;
+                    return End::Block;
+                }
+            }
+        }
+    }
+    *executed += block.ops.len() as u64;
+    cpu.state.rip = next;
+    End::Block
 }
 
 /// Bytes from RIP to the end of the code segment.

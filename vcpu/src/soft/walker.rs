@@ -84,6 +84,12 @@ impl Walker {
         self.pass.leave();
     }
 
+    /// Whether nobody asks for anything that [`Walker::look_up`] would take note of.
+    #[inline]
+    pub fn is_current(&self) -> bool {
+        self.pass.is_current(&self.shared.gates)
+    }
+
     /// Between two blocks: takes note of what others ask for.
     #[inline]
     pub fn look_up(&mut self, tlb: &mut Tlb) {

@@ -2,6 +2,7 @@
 //! through the walker, a page at a time.
 
 use super::code::{Changed, Seen};
+use super::fast::flags::Lazy;
 use super::host::Place;
 use super::tlb::Tlb;
 use super::vm::Shared;
@@ -17,6 +18,10 @@ pub(super) struct World {
     pub walker: Walker,
     /// How far changes of decoded code are known.
     code: Seen,
+    /// Status flags that RFLAGS does not have yet; settled before anybody else looks.
+    pub lazy: Lazy,
+    /// The rights of fast ops.
+    pub rights: u8,
     pub replay: Replay,
     pub shared: Arc<Shared>,
     /// Address translation has changed: a block that is being executed may lie elsewhere now.
@@ -44,6 +49,8 @@ impl World {
             walker: Walker::new(Arc::clone(&shared), state, slots.clone()),
             tlb: Tlb::new(snapshot),
             code: Seen::default(),
+            lazy: Lazy::default(),
+            rights: 0,
             replay: Replay::default(),
             shared,
             moved: false,
@@ -76,6 +83,12 @@ impl World {
         }
         let code = &self.shared.code;
         code.has_changed(&self.code).then(|| code.catch_up(&mut self.code))
+    }
+
+    /// Whether there is nothing to catch up with that others wait for, or that changes code.
+    #[inline]
+    pub fn is_current(&self) -> bool {
+        self.walker.is_current() && !self.shared.code.has_changed(&self.code)
     }
 
     /// Where the instruction at `at` lies in guest-physical memory; `None` if it lies in no RAM.

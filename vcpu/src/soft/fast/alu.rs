@@ -1,0 +1,194 @@
+//! `add or adc sbb and sub xor cmp test` and `inc dec neg not`, for every form and width.
+
+use super::memory::{address, load, load_to_write, store};
+use super::{Go, Op, Run, by_width, carry, cut, register, set_register};
+use crate::emulate::Cpu;
+use crate::emulate::width::Width;
+use crate::soft::world::World;
+
+/// The operations, numbered as in their encoding; `test` follows.
+pub(super) mod operation {
+    pub(in super::super) const ADD: u8 = 0;
+    pub(in super::super) const OR: u8 = 1;
+    pub(in super::super) const ADC: u8 = 2;
+    pub(in super::super) const SBB: u8 = 3;
+    pub(in super::super) const AND: u8 = 4;
+    pub(in super::super) const SUB: u8 = 5;
+    pub(in super::super) const XOR: u8 = 6;
+    pub(in super::super) const CMP: u8 = 7;
+    pub(in super::super) const TEST: u8 = 8;
+    pub(in super::super) const INC: u8 = 9;
+    pub(in super::super) const DEC: u8 = 10;
+    pub(in super::super) const NEG: u8 = 11;
+    pub(in super::super) const NOT: u8 = 12;
+}
+use operation::{ADC, ADD, AND, CMP, DEC, INC, NEG, NOT, OR, SBB, SUB, TEST, XOR};
+
+/// Where the operands are: destination first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Form {
+    Registers,
+    RegisterImmediate,
+    RegisterMemory,
+    MemoryRegister,
+    MemoryImmediate,
+}
+
+/// The result, with its flags noted. Operands are cut to the width.
+#[inline(always)]
+fn compute<const O: u8, const W: u32>(cpu: &mut Cpu<World>, a: u64, b: u64) -> u64 {
+    match O {
+        ADD | ADC | INC => {
+            let keep = carry_if(cpu, O != ADD);
+            let result = cut::<W>(a.wrapping_add(b).wrapping_add(u64::from(O == ADC && keep)));
+            cpu.env.lazy.set::<W>(result, (a & b) | ((a | b) & !result));
+            if O == INC {
+                cpu.env.lazy.keep_carry(keep);
+            }
+            result
+        }
+        SUB | SBB | CMP | DEC => {
+            let keep = carry_if(cpu, O == SBB || O == DEC);
+            let result = cut::<W>(a.wrapping_sub(b).wrapping_sub(u64::from(O == SBB && keep)));
+            cpu.env.lazy.set::<W>(result, (!a & b) | ((!a | b) & result));
+            if O == DEC {
+                cpu.env.lazy.keep_carry(keep);
+            }
+            result
+        }
+        NEG => compute::<SUB, W>(cpu, 0, a),
+        NOT => cut::<W>(!a),
+        _ => {
+            let result = match O {
+                OR => a | b,
+                XOR => a ^ b,
+                _ => a & b,
+            };
+            cpu.env.lazy.set::<W>(result, 0);
+            result
+        }
+    }
+}
+
+#[inline(always)]
+fn carry_if(cpu: &Cpu<World>, wanted: bool) -> bool {
+    wanted && carry(cpu)
+}
+
+/// Whether the operation only sets flags.
+const fn only_flags(operation: u8) -> bool {
+    matches!(operation, CMP | TEST)
+}
+
+fn registers<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+    let (a, b) = (cut::<W>(register(cpu, op.to)), cut::<W>(register(cpu, op.from)));
+    let result = compute::<O, W>(cpu, a, b);
+    if !only_flags(O) {
+        set_register::<W>(cpu, op.to, result);
+    }
+    Go::Next
+}
+
+fn register_immediate<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+    let a = cut::<W>(register(cpu, op.to));
+    let result = compute::<O, W>(cpu, a, op.immediate);
+    if !only_flags(O) {
+        set_register::<W>(cpu, op.to, result);
+    }
+    Go::Next
+}
+
+fn register_memory<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+    let Some(b) = load::<W>(cpu, address(cpu, &op.memory)) else {
+        return Go::Slow;
+    };
+    let a = cut::<W>(register(cpu, op.to));
+    let result = compute::<O, W>(cpu, a, b);
+    if !only_flags(O) {
+        set_register::<W>(cpu, op.to, result);
+    }
+    Go::Next
+}
+
+/// Memory op `b`.
+#[inline(always)]
+fn memory<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op, b: u64) -> Go {
+    let at = address(cpu, &op.memory);
+    if only_flags(O) {
+        let Some(a) = load::<W>(cpu, at) else {
+            return Go::Slow;
+        };
+        compute::<O, W>(cpu, a, b);
+        return Go::Next;
+    }
+    // With the right to write, so that the store can't fail once flags are noted.
+    let Some(a) = load_to_write::<W>(cpu, at) else {
+        return Go::Slow;
+    };
+    let result = compute::<O, W>(cpu, a, b);
+    store::<W>(cpu, at, result);
+    Go::Next
+}
+
+fn memory_register<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+    let b = cut::<W>(register(cpu, op.from));
+    memory::<O, W>(cpu, op, b)
+}
+
+fn memory_immediate<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+    memory::<O, W>(cpu, op, op.immediate)
+}
+
+fn one_register<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+    let a = cut::<W>(register(cpu, op.to));
+    let result = compute::<O, W>(cpu, a, 1);
+    set_register::<W>(cpu, op.to, result);
+    Go::Next
+}
+
+fn one_memory<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+    memory::<O, W>(cpu, op, 1)
+}
+
+/// The function for an operation of two operands.
+pub(super) fn binary(operation: u8, form: Form, width: Width) -> Run {
+    match operation {
+        ADD => by_form::<ADD>(form, width),
+        OR => by_form::<OR>(form, width),
+        ADC => by_form::<ADC>(form, width),
+        SBB => by_form::<SBB>(form, width),
+        AND => by_form::<AND>(form, width),
+        SUB => by_form::<SUB>(form, width),
+        XOR => by_form::<XOR>(form, width),
+        CMP => by_form::<CMP>(form, width),
+        _ => by_form::<TEST>(form, width),
+    }
+}
+
+fn by_form<const O: u8>(form: Form, width: Width) -> Run {
+    match form {
+        Form::Registers => by_width!(width, registers, O),
+        Form::RegisterImmediate => by_width!(width, register_immediate, O),
+        Form::RegisterMemory => by_width!(width, register_memory, O),
+        Form::MemoryRegister => by_width!(width, memory_register, O),
+        Form::MemoryImmediate => by_width!(width, memory_immediate, O),
+    }
+}
+
+/// The function for `inc`, `dec`, `neg` or `not`.
+pub(super) fn unary(operation: u8, in_memory: bool, width: Width) -> Run {
+    match operation {
+        INC => by_place::<INC>(in_memory, width),
+        DEC => by_place::<DEC>(in_memory, width),
+        NEG => by_place::<NEG>(in_memory, width),
+        _ => by_place::<NOT>(in_memory, width),
+    }
+}
+
+fn by_place<const O: u8>(in_memory: bool, width: Width) -> Run {
+    if in_memory {
+        by_width!(width, one_memory, O)
+    } else {
+        by_width!(width, one_register, O)
+    }
+}

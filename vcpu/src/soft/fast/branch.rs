@@ -1,0 +1,105 @@
+//! `jmp jcc call ret`, within the code segment and of the code's own width.
+
+use super::memory::{address, load};
+use super::stack::{push_value, release, top};
+use super::{Go, Op, Run, by_condition, condition, register};
+use crate::emulate::Cpu;
+use crate::soft::world::World;
+
+/// Goes on at `target`, if there can be code: everywhere in a flat segment, at canonical addresses in 64-bit mode.
+#[inline(always)]
+fn reachable<const W: u32>(cpu: &Cpu<World>, target: u64) -> bool {
+    W == 32 || cpu.state.canonical(target)
+}
+
+fn jump_to(cpu: &mut Cpu<World>, op: &Op) -> Go {
+    cpu.state.rip = op.immediate;
+    Go::Jump
+}
+
+fn jump_if<const C: u8>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+    cpu.state.rip = if condition::<C>(cpu) { op.immediate } else { op.next };
+    Go::Jump
+}
+
+/// The target in a register or in memory.
+#[inline(always)]
+fn target<const MEMORY: bool, const W: u32>(cpu: &Cpu<World>, op: &Op) -> Option<u64> {
+    let target = if MEMORY {
+        load::<W>(cpu, address(cpu, &op.memory))?
+    } else {
+        super::cut::<W>(register(cpu, op.from))
+    };
+    reachable::<W>(cpu, target).then_some(target)
+}
+
+fn jump_indirect<const MEMORY: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+    let Some(target) = target::<MEMORY, W>(cpu, op) else {
+        return Go::Slow;
+    };
+    cpu.state.rip = target;
+    Go::Jump
+}
+
+fn call_to<const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+    if !push_value::<W>(cpu, op.next) {
+        return Go::Slow;
+    }
+    cpu.state.rip = op.immediate;
+    Go::Jump
+}
+
+fn call_indirect<const MEMORY: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+    let Some(target) = target::<MEMORY, W>(cpu, op) else {
+        return Go::Slow;
+    };
+    if !push_value::<W>(cpu, op.next) {
+        return Go::Slow;
+    }
+    cpu.state.rip = target;
+    Go::Jump
+}
+
+/// The immediate is what goes off the stack besides the return address.
+fn return_near<const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+    let Some(target) = top::<W>(cpu).filter(|target| reachable::<W>(cpu, *target)) else {
+        return Go::Slow;
+    };
+    release::<W>(cpu, u64::from(W / 8) + op.immediate);
+    cpu.state.rip = target;
+    Go::Jump
+}
+
+/// `jmp` to a fixed place.
+pub(super) fn jump() -> Run {
+    jump_to
+}
+
+/// `jcc`.
+pub(super) fn conditional(code: u8) -> Run {
+    by_condition!(jump_if, code)
+}
+
+/// `call` of a fixed place.
+pub(super) fn call(long: bool) -> Run {
+    if long { call_to::<64> } else { call_to::<32> }
+}
+
+/// `ret`.
+pub(super) fn ret(long: bool) -> Run {
+    if long { return_near::<64> } else { return_near::<32> }
+}
+
+/// `jmp` or `call` to where a register or memory says.
+pub(super) fn indirect(call: bool, memory: bool, long: bool) -> Run {
+    match (call, memory, long) {
+        (false, false, false) => jump_indirect::<false, 32>,
+        (false, false, true) => jump_indirect::<false, 64>,
+        (false, true, false) => jump_indirect::<true, 32>,
+        (false, true, true) => jump_indirect::<true, 64>,
+        (true, false, false) => call_indirect::<false, 32>,
+        (true, false, true) => call_indirect::<false, 64>,
+        (true, true, false) => call_indirect::<true, 32>,
+        (true, true, true) => call_indirect::<true, 64>,
+    }
+}

@@ -1,0 +1,57 @@
+//! [`Mode`]: whether fast ops can run in the present state of the CPU, and with which rights.
+
+use crate::emulate::state::{CodeSize, cr0};
+use crate::emulate::{CpuState, flags};
+use crate::regs::Segment;
+
+/// Flags with which each instruction needs a look: single-step, resume.
+const SPECIAL: u64 = flags::TF | flags::RF;
+/// Bits of a data segment's type: code, grows down, writable.
+const TYPE: u8 = 8 | 4 | 2;
+const WRITABLE: u8 = 2;
+
+/// What the meaning of addresses depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::soft) struct Mode {
+    pub size: CodeSize,
+    /// As the TLB numbers them.
+    pub rights: u8,
+}
+
+impl Mode {
+    /// The mode, if it is one for fast ops.
+    pub fn of(state: &CpuState) -> Option<Self> {
+        if state.interrupt_shadow || state.rflags & SPECIAL != 0 {
+            return None;
+        }
+        let size = state.code_size();
+        match size {
+            CodeSize::Bits64 => {}
+            CodeSize::Bits32 if is_flat(state) => {}
+            _ => return None,
+        }
+        let (user, flag) = (state.cpl() == 3, state.flag(flags::AC));
+        if user && flag && state.sys.cr0 & cr0::AM != 0 {
+            // Alignment is checked.
+            return None;
+        }
+        Some(Self {
+            size,
+            rights: if user { 0 } else { 1 + u8::from(flag) },
+        })
+    }
+
+    /// A number for each mode, below 8.
+    #[inline]
+    pub fn number(self) -> u64 {
+        u64::from(self.rights) | u64::from(self.size == CodeSize::Bits64) << 2
+    }
+}
+
+/// Whether offsets are linear addresses in every segment but FS and GS.
+fn is_flat(state: &CpuState) -> bool {
+    let sys = &state.sys;
+    let whole = |segment: &Segment| segment.base == 0 && segment.limit == u32::MAX && !segment.unusable;
+    let data = |segment: &Segment| whole(segment) && segment.present && segment.kind & TYPE == WRITABLE;
+    !state.real_segments() && whole(&sys.cs) && [&sys.ds, &sys.es, &sys.ss].into_iter().all(data) && sys.ss.db
+}

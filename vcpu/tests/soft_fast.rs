@@ -1,0 +1,266 @@
+//! Random programs end in the same state whether the software CPU uses its fast operations or only the instruction core.
+#![cfg(target_arch = "x86_64")]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "bytes of instructions are cut from larger numbers"
+)]
+
+#[path = "emulate_silicon/rng.rs"]
+#[allow(dead_code, reason = "shared with another test")]
+mod rng;
+
+use rng::Rng;
+use std::sync::Arc;
+use umbra_memslots::ram::{GuestRam, HostMapping};
+use umbra_memslots::{Gpa, GuestMemory, SlotLimits, SlotTable};
+use umbra_vcpu::backend::VcpuBackend;
+use umbra_vcpu::exit::{VmEntry, VmExit};
+use umbra_vcpu::regs::{Regs, Segment, SystemRegs};
+use umbra_vcpu::soft::{SoftOptions, SoftVcpu, SoftVm};
+
+const RAM: u64 = 1 << 18;
+const TABLES: u64 = 0x1000;
+const CODE: u64 = 0x8ff0;
+/// Where registers point, and operands lie.
+const DATA: u64 = 0x1_0000;
+const HLT: u8 = 0xf4;
+/// Programs of an ordinary run; `UMBRA_SILICON_CASES` instructions in all of a long one.
+const PROGRAMS: u64 = 100;
+const INSTRUCTIONS: u64 = 32;
+
+/// One instruction of the forms that have fast operations, or now and then something else.
+fn instruction(rng: &mut Rng, long: bool, code: &mut Vec<u8>) {
+    if rng.chance(10) {
+        code.push(0x66);
+    }
+    if long && rng.chance(3) {
+        code.push(rng.pick(&[0x64, 0x65, 0x67, 0xf0, 0xf3]));
+    }
+    if long && rng.chance(60) {
+        code.push(0x40 | rng.below(16) as u8);
+    }
+    let wide_operation = 8 * rng.below(8) as u8;
+    let modrm = |rng: &mut Rng, code: &mut Vec<u8>| {
+        // A register, or [reg + disp8] mostly; never RSP or RBP as the base, which would need more bytes than follow.
+        let byte = rng.next() as u8;
+        let byte = match rng.below(3) {
+            0 => byte | 0xc0,
+            _ => byte & 0x3f | 0x40,
+        };
+        code.push(byte);
+        if byte < 0xc0 {
+            if byte & 7 == 4 {
+                code.push(rng.next() as u8);
+            }
+            code.push(rng.next() as u8);
+        }
+    };
+    let immediate = |rng: &mut Rng, code: &mut Vec<u8>| code.push(rng.pick(&[0, 1, 2, 7, 31, 33, 0x7f, 0x80, 0xff]));
+    match rng.below(20) {
+        // Arithmetic, all four directions, and with an immediate byte.
+        0..=4 => {
+            code.push(wide_operation | rng.below(4) as u8);
+            modrm(rng, code);
+        }
+        5 | 6 => {
+            code.push(rng.pick(&[0x80, 0x83, 0xc0, 0xc1, 0x6b, 0xc6]));
+            modrm(rng, code);
+            immediate(rng, code);
+        }
+        7 | 8 => {
+            code.push(rng.pick(&[0xd0, 0xd1, 0xd2, 0xd3, 0xfe, 0xff, 0x84, 0x85, 0x8d]));
+            modrm(rng, code);
+        }
+        9 => {
+            // `not` and `neg`, with `test` and the multiplications beside them.
+            code.push(rng.pick(&[0xf6, 0xf7]));
+            code.push(0xd0 | rng.below(16) as u8);
+        }
+        10..=12 => {
+            code.push(rng.pick(&[0x88, 0x89, 0x8a, 0x8b]));
+            modrm(rng, code);
+        }
+        13 | 14 => {
+            // cmovcc, setcc, imul, movzx, movsx.
+            code.push(0x0f);
+            let condition = rng.below(16) as u8;
+            code.push(rng.pick(&[0x40 | condition, 0x90 | condition, 0xaf, 0xb6, 0xb7, 0xbe, 0xbf]));
+            modrm(rng, code);
+        }
+        15 => code.push(rng.pick(&[0x98, 0x99, 0x90, 0x9c, 0xc9, 0xf8, 0xf9, 0xf5, 0xa4, 0xaa])),
+        16 | 17 => code.push(0x50 | rng.below(16) as u8),
+        18 => {
+            // A short jump over a byte or none.
+            code.push(0x70 | rng.below(16) as u8);
+            code.push(rng.below(2) as u8);
+        }
+        _ => {
+            let target = rng.below(2) as u8;
+            code.extend(rng.pick(&[
+                [0xe8, target, 0, 0, 0],
+                [0x90, 0x68, 1, 2, 3],
+                [0xeb, 0, 0x90, 0x63, 0xc1],
+            ]));
+        }
+    }
+}
+
+fn regs(rng: &mut Rng, rip: u64) -> Regs {
+    let mut value = || match rng.below(3) {
+        0 => rng.value(),
+        _ => DATA + 0x1000 * rng.below(4) + rng.pick(&[0, 8, 0x100, 0xf84, 0xff9, 3]),
+    };
+    Regs {
+        rax: value(),
+        rbx: value(),
+        rcx: value(),
+        rdx: value(),
+        rsi: value(),
+        rdi: value(),
+        rbp: value(),
+        r8: value(),
+        r9: value(),
+        r10: value(),
+        r11: value(),
+        r12: value(),
+        r13: value(),
+        r14: value(),
+        r15: value(),
+        rsp: DATA + 0x8800,
+        rip,
+        rflags: 2 | rng.next() & 0x8d5,
+    }
+}
+
+fn system(long: bool, user: bool) -> SystemRegs {
+    let data = Segment {
+        selector: 16,
+        limit: u32::MAX,
+        kind: 3,
+        dpl: if user { 3 } else { 0 },
+        non_system: true,
+        present: true,
+        db: true,
+        granularity: true,
+        ..Segment::default()
+    };
+    SystemRegs {
+        cs: Segment {
+            kind: 11,
+            long,
+            db: !long,
+            ..data
+        },
+        ds: data,
+        es: data,
+        ss: data,
+        fs: Segment { base: 0x20, ..data },
+        gs: Segment { base: 0x1000, ..data },
+        cr0: 0x11 | u64::from(long) << 31,
+        cr3: TABLES,
+        cr4: if long { 0x20 } else { 0 },
+        efer: if long { 0xd01 } else { 0 },
+        ..SystemRegs::default()
+    }
+}
+
+/// A machine with a program in it.
+struct Machine {
+    ram: GuestRam,
+    vcpu: SoftVcpu,
+}
+
+impl Machine {
+    fn new(fast: bool, long: bool, user: bool, pattern: &[u8], code: &[u8]) -> Self {
+        let vm = SoftVm::new(SoftOptions { mmio_caching: true }).unwrap();
+        let mut slots = SlotTable::new(SlotLimits::X86_64);
+        slots.add_observer(vm.slot_follower());
+        let ram = GuestRam::from_table(slots);
+        ram.map(Gpa::new(0), Arc::new(HostMapping::anonymous(RAM).unwrap()))
+            .unwrap();
+        for (at, entry) in [(0, TABLES + 0x1007), (0x1000, TABLES + 0x2007), (0x2000, 0x87)] {
+            ram.write(Gpa::new(TABLES + at), &u64::to_le_bytes(entry)).unwrap();
+        }
+        ram.write(Gpa::new(DATA), pattern).unwrap();
+        ram.write(Gpa::new(CODE), code).unwrap();
+        let mut vcpu = vm.create_vcpu(ram.reader());
+        vcpu.set_fast(fast);
+        vcpu.set_system_regs(&system(long, user)).unwrap();
+        Self { ram, vcpu }
+    }
+
+    /// Runs to the end, or far enough, and gives the exits on the way.
+    fn run(&mut self, regs: &Regs) -> Vec<VmExit> {
+        self.vcpu.set_regs(regs).unwrap();
+        // Random code may go round in circles.
+        self.vcpu.stop_after(8 * INSTRUCTIONS);
+        let mut exits = vec![self.vcpu.run(VmEntry::Resume).unwrap()];
+        while let Some(last @ (VmExit::Mmio { .. } | VmExit::Pio { .. })) = exits.last() {
+            let entry = if last.wants_value() {
+                VmEntry::Value(0x5a5a_a5a5_1234_8001)
+            } else {
+                VmEntry::Resume
+            };
+            exits.push(self.vcpu.run(entry).unwrap());
+        }
+        exits
+    }
+
+    fn memory(&self) -> Vec<u8> {
+        let mut bytes = vec![0; RAM as usize];
+        self.ram.read(Gpa::new(0), &mut bytes).unwrap();
+        bytes
+    }
+}
+
+#[test]
+fn random_programs_fast_and_by_the_core_end_alike() {
+    let cases: Option<u64> = std::env::var("UMBRA_SILICON_CASES").ok().and_then(|n| n.parse().ok());
+    let programs = cases.map_or(PROGRAMS, |cases| (cases / INSTRUCTIONS / 40).max(PROGRAMS));
+    let seed = std::env::var("UMBRA_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| std::process::id().into());
+    println!("UMBRA_SEED={seed}, {programs} programs");
+    let pattern: Vec<u8> = (0..0x9000u32)
+        .map(|n| (n.wrapping_mul(0x9e37_79b1) >> 13) as u8)
+        .collect();
+    let mut rng = Rng::new(seed);
+    let mut executed = 0;
+    for number in 0..programs {
+        let (long, user) = (rng.chance(75), rng.chance(30));
+        let mut code = Vec::new();
+        let mut starts = Vec::new();
+        for _ in 0..INSTRUCTIONS {
+            starts.push(CODE + code.len() as u64);
+            instruction(&mut rng, long, &mut code);
+        }
+        code.push(HLT);
+        let mut fast = Machine::new(true, long, user, &pattern, &code);
+        let mut core = Machine::new(false, long, user, &pattern, &code);
+        let mut start = Some(CODE);
+        // A fault is the end, there is no IDT; with new registers it goes on behind it.
+        while let Some(rip) = start {
+            let regs = regs(&mut rng, rip);
+            let (exit, expected) = (fast.run(&regs), core.run(&regs));
+            let (state, wanted) = (fast.vcpu.state(), core.vcpu.state());
+            assert!(
+                exit == expected && state == wanted && fast.vcpu.executed() == core.vcpu.executed(),
+                "program {number}, 64-bit {long}, CPL 3 {user}: {code:02x?} from {rip:#x}\n{regs:x?}\nfast: {exit:?} {:x?} \
+                 after {}\ncore: {expected:?} {:x?} after {}",
+                state.regs(),
+                fast.vcpu.executed(),
+                wanted.regs(),
+                core.vcpu.executed(),
+            );
+            let stopped = state.rip;
+            start = starts.iter().copied().find(|start| *start > stopped.max(rip));
+        }
+        let differs = fast.memory().iter().zip(&core.memory()).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "RAM after program {number}: {code:02x?}");
+        executed += core.vcpu.executed();
+    }
+    println!("{executed} instructions");
+    assert!(executed > INSTRUCTIONS / 2 * programs, "programs end too soon");
+}
