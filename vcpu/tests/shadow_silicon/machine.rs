@@ -6,7 +6,7 @@ use umbra_memslots::{
     AddressSpaceId, Backing, EntrySize, Gfn, GfnRange, Gpa, GuestMemory, Gva, NewSlot, SlotFlags, SlotReader, SlotTable,
 };
 use umbra_mmu::NoObserver;
-use umbra_mmu::guest_walk::{PdpteLoad, WalkFailure, load_pdptes, translate};
+use umbra_mmu::guest_walk::{PdpteLoad, WalkFailure, load_pdptes, translate, walk};
 use umbra_mmu::hw_model::{HwCpu, HwMemory, HwOutcome, hw_walk};
 use umbra_mmu::shadow::{FaultOutcome, HostParams, ShadowFault, ShadowMmu, ShadowRoot, ShadowVcpu, SpteLayout};
 use umbra_mmu::tables::{EntryLocation, TableSpace};
@@ -111,6 +111,20 @@ impl Machine {
         machine.put(CODE_PAGE << 12 | READ, &[0x8b, 0x07, 0x0f, 0x0b]);
         machine.put(CODE_PAGE << 12 | WRITE, &[0x89, 0x37, 0x0f, 0x0b]);
         Ok(machine)
+    }
+
+    /// What guests could use at CPL 3 and these can't, because no CPU here has it.
+    pub fn lacking(&self) -> Vec<&'static str> {
+        // Nothing is offered to a VM that isn't there: CPUID 7.0 ECX.
+        let ecx = core::arch::x86_64::__cpuid_count(7, 0).ecx;
+        let features = [(3, "protection keys (PKU)"), (16, "five levels (LA57)")];
+        let lacking = features.into_iter().filter(|(bit, _)| ecx >> bit & 1 == 0);
+        lacking.map(|(_, name)| name).collect()
+    }
+
+    /// The size of the page that the guest's tables map there.
+    pub fn page_bytes(&self, regs: &PagingRegs, gva: u64, access: Access) -> u64 {
+        walk(&PagingState::new(regs), &self.ram, Gva::new(gva), access).map_or(0, |walk| 1 << walk.page_shift)
     }
 
     fn put(&self, at: u64, bytes: &[u8]) {
