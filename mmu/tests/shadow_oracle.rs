@@ -122,14 +122,16 @@ fn access_never_sees_what_no_tlb_could_know() {
             prop_oneof![1 => Just(false), 2 => Just(true)],
             any::<bool>(),
             any::<bool>(),
+            any::<bool>(),
         ),
-        |((mode, steps, entries), tables, tiny, orderly, large, ahead)| {
+        |((mode, steps, entries), tables, tiny, orderly, large, ahead, nested)| {
             let setting = Setting {
                 tables,
                 tiny,
                 orderly,
                 large,
                 ahead,
+                nested,
             };
             run(mode, steps, &entries, setting).map_err(TestCaseError::fail)
         },

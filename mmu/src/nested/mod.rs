@@ -10,6 +10,10 @@
 //! *L1's* gfn: the next access ends in a misconfiguration (EPT) or RSVD fault (x86), and is recognised without a walk of L1's
 //! table. As in KVM, the vCPU's MMIO cache is of no use here, since it is keyed by other addresses.
 //!
+//! Nothing here is write-tracked: L1 must say what it changed, as it must on hardware. For nested tables in x86 format,
+//! [`ShadowVcpu::nested`](crate::shadow::ShadowVcpu::nested) keeps a shadow of each table of L1's instead, which notices
+//! writes to them, survives invalidations, and has the kernel's events.
+//!
 //! `ept` walks L1's table if that is EPT; one in x86 format (nested paging of AMD) is walked by [`crate::guest_walk`].
 
 mod ept;

@@ -199,7 +199,7 @@ impl<S: TableSpace> ShadowMmu<S> {
         let gfn = walk.gpa.gfn();
         own.cache.store(CachedMmio {
             gfn,
-            gva: Some(walk.gva),
+            gva: own.cached_gva(walk.gva),
             access,
             generation,
             address_space,

@@ -67,7 +67,7 @@ impl<S: TableSpace> ShadowMmu<S> {
         observer.handle_mmio_page_fault(Some(gva), gfn, mask);
         own.cache.store(CachedMmio {
             gfn,
-            gva: Some(gva),
+            gva: own.cached_gva(gva),
             access: mask,
             generation,
             address_space,

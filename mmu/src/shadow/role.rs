@@ -17,6 +17,7 @@ const EFER_NX: BitSpan = BitSpan::fixed(12, 12);
 const CR0_WP: BitSpan = BitSpan::fixed(13, 13);
 const SMEP_ANDNOT_WP: BitSpan = BitSpan::fixed(14, 14);
 const SMAP_ANDNOT_WP: BitSpan = BitSpan::fixed(15, 15);
+const GUEST_MODE: BitSpan = BitSpan::fixed(17, 17);
 // Ours, in the bits that KVM leaves unused. Entries are read differently, so their shadows aren't the same.
 const CR4_PSE: BitSpan = BitSpan::fixed(20, 20);
 const LONG_MODE: BitSpan = BitSpan::fixed(21, 21);
@@ -44,6 +45,8 @@ pub struct VcpuRole {
     pub smep: bool,
     /// CR4.SMAP.
     pub smap: bool,
+    /// It runs a guest of its guest, on a nested table of that.
+    pub guest_mode: bool,
     /// Whose memslots.
     pub address_space: AddressSpaceId,
 }
@@ -68,6 +71,7 @@ impl PageRole {
             | CR0_WP.put(vcpu.cr0_wp as u64)
             | SMEP_ANDNOT_WP.put((vcpu.smep && !vcpu.cr0_wp) as u64)
             | SMAP_ANDNOT_WP.put((vcpu.smap && !vcpu.cr0_wp) as u64)
+            | GUEST_MODE.put(vcpu.guest_mode as u64)
             | CR4_PSE.put((vcpu.cr4_pse && vcpu.has_4_byte_gpte) as u64)
             | LONG_MODE.put(vcpu.long_mode as u64)
             | SMM.put(vcpu.address_space.index() as u64);
@@ -129,6 +133,12 @@ impl PageRole {
         DIRECT.take(self.0 as u64) != 0
     }
 
+    /// Whether it shadows a nested table, which leads from addresses of the guest's guest to the guest's.
+    #[must_use]
+    pub const fn is_guest_mode(self) -> bool {
+        GUEST_MODE.take(self.0 as u64) != 0
+    }
+
     /// What the tables above allow.
     #[must_use]
     pub const fn access(self) -> AccessMask {
@@ -163,6 +173,7 @@ mod tests {
             cr0_wp: true,
             smep: true,
             smap: true,
+            guest_mode: false,
             address_space: AddressSpaceId::Normal,
         };
         // level 4, access 7, nx, wp.
@@ -175,6 +186,13 @@ mod tests {
             ..vcpu
         };
         assert_eq!(PageRole::root(smm, 4, 0, false).word(), 0x0100_d704);
+        let nested = VcpuRole {
+            guest_mode: true,
+            ..vcpu
+        };
+        let root = PageRole::root(nested, 4, 0, false);
+        assert_eq!(root.word(), 0x2_3704);
+        assert!(root.is_guest_mode() && root.child(5, AccessMask::ALL, false).is_guest_mode());
     }
 
     #[test]
@@ -187,6 +205,7 @@ mod tests {
             cr0_wp: true,
             smep: false,
             smap: false,
+            guest_mode: false,
             address_space: AddressSpaceId::Normal,
         };
         let directory = PageRole::root(vcpu, 2, 3, false);

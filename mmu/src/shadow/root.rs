@@ -73,7 +73,7 @@ impl RootTables {
 }
 
 /// The pages that a vCPU in this state needs as roots: for each GiB, or once for all, gfn and role.
-pub(super) fn root_keys(state: &PagingState, space: AddressSpaceId) -> Vec<Option<(Gfn, PageRole)>> {
+pub(super) fn root_keys(state: &PagingState, guest_mode: bool, space: AddressSpaceId) -> Vec<Option<(Gfn, PageRole)>> {
     let paging = state.mode != PagingMode::None;
     let vcpu = VcpuRole {
         has_4_byte_gpte: state.mode == PagingMode::Bits32,
@@ -83,6 +83,7 @@ pub(super) fn root_keys(state: &PagingState, space: AddressSpaceId) -> Vec<Optio
         cr0_wp: paging && state.wp,
         smep: state.smep,
         smap: state.smap,
+        guest_mode,
         address_space: space,
     };
     let gibs = [0u8, 1, 2, 3];

@@ -175,7 +175,7 @@ impl<S: TableSpace> ShadowMmu<S> {
     ) -> RootTables {
         let ShadowVcpu { own, observer } = vcpu;
         own.stats.roots += 1;
-        let keys = root_keys(&own.state, address_space);
+        let keys = root_keys(&own.state, own.guest_mode, address_space);
         let key = keys.first().copied().flatten().filter(|_| own.state.mode.is_long());
         loop {
             let loaded = self.change(

@@ -5,6 +5,7 @@ use crate::mmio::VcpuMmioCache;
 use crate::observer::{MmuObserver, NoObserver};
 use crate::x86::PagingState;
 use alloc::vec::Vec;
+use umbra_memslots::Gva;
 
 /// Counts of one vCPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -62,8 +63,17 @@ pub(super) struct Own {
     /// Roots that were current before, the last one first.
     pub(super) previous: Vec<Loaded>,
     pub(super) pcid: u16,
+    /// Addresses are those of the guest's guest.
+    pub(super) guest_mode: bool,
     pub(super) cache: VcpuMmioCache,
     pub(super) stats: ShadowStats,
+}
+
+impl Own {
+    /// An address, as the MMIO cache may know it.
+    pub(super) fn cached_gva(&self, gva: Gva) -> Option<Gva> {
+        (!self.guest_mode).then_some(gva)
+    }
 }
 
 impl ShadowVcpu {
@@ -77,11 +87,35 @@ impl ShadowVcpu {
 impl<O: MmuObserver> ShadowVcpu<O> {
     /// A vCPU with these registers, that tells `observer`.
     pub fn with_observer(state: PagingState, observer: O) -> Self {
+        Self::in_mode(state, false, observer)
+    }
+
+    /// A vCPU's other half: what it keeps while its guest (L1), a hypervisor, runs a guest of its own (L2) on a nested table
+    /// in x86 format (AMD's nested paging). `table` is that table: long mode, with nCR3 as the root. KVM's `guest_mmu`.
+    ///
+    /// It is used as any other, with L2's physical addresses in the place of virtual ones:
+    ///
+    /// * the walker of the shadow is the second stage of the CPU that runs L2. Its accesses are user-mode accesses (APM
+    ///   vol. 2, 15.25.5);
+    /// * [`FaultOutcome::Inject`](super::FaultOutcome::Inject) is a nested page fault for L1;
+    /// * what L1 writes to its nested tables it writes through the mappings of its own half, which is how they stay in step.
+    ///   Its INVLPGA is [`ShadowMmu::invlpg`](super::ShadowMmu::invlpg), its flush of an ASID, or another nCR3,
+    ///   [`ShadowVcpu::set_state`];
+    /// * MMIO is recognised by MMIO SPTEs alone, which hold L1's gfns: the vCPU's cache is keyed by other addresses.
+    ///
+    /// L2 has at most 47 address bits: what lies above is answered by
+    /// [`FaultOutcome::NonCanonical`](super::FaultOutcome::NonCanonical).
+    pub fn nested(table: PagingState, observer: O) -> Self {
+        Self::in_mode(table, true, observer)
+    }
+
+    fn in_mode(state: PagingState, guest_mode: bool, observer: O) -> Self {
         let own = Own {
             state,
             root: None,
             previous: Vec::new(),
             pcid: 0,
+            guest_mode,
             cache: VcpuMmioCache::new(),
             stats: ShadowStats::default(),
         };

@@ -145,6 +145,7 @@ pub fn check_steps(bytes: &[u8]) {
         orderly: flags & 8 != 0,
         large: flags & 16 != 0,
         ahead: flags & 32 != 0,
+        nested: flags & 64 != 0,
     };
     let entries: Vec<u64> = (0..PAGES as usize * words(mode).len())
         .map(|_| bytes.value(mode))

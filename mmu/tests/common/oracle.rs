@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use umbra_memslots::{GfnRange, Gva};
 use umbra_mmu::guest_walk::{PdpteLoad, load_pdptes};
 use umbra_mmu::shadow::{BitSpan, DirtyLog, GenerationSpans, HostParams, InvPcid, ShadowVcpu};
-use umbra_mmu::x86::{Access, AccessKind, GuestCpu, PagingMode, PagingRegs, PagingState};
+use umbra_mmu::x86::{Access, AccessKind, GuestCpu, PagingMode, PagingRegs, PagingState, Privilege};
 
 /// Like `assert!`, but the caller gets the sentence.
 macro_rules! ensure {
@@ -198,6 +198,7 @@ fn read_log(machine: &mut Machine, written: &mut BTreeSet<u64>) -> Result<(), St
 struct Cpu {
     own: ShadowVcpu,
     regs: PagingRegs,
+    nested: bool,
     pcid: u16,
     /// By PCID.
     flushed: [u64; 3],
@@ -206,10 +207,16 @@ struct Cpu {
 }
 
 impl Cpu {
-    fn new(regs: PagingRegs) -> Self {
+    fn new(regs: PagingRegs, nested: bool) -> Self {
+        let own = if nested {
+            ShadowVcpu::nested(PagingState::new(&regs), umbra_mmu::NoObserver)
+        } else {
+            vcpu(&regs)
+        };
         Self {
-            own: vcpu(&regs),
+            own,
             regs,
+            nested,
             pcid: 0,
             flushed: [0; 3],
             invalidated: BTreeMap::new(),
@@ -273,6 +280,7 @@ pub fn run(mode: u8, steps: Vec<Step>, entries: &[u64], setting: Setting) -> Res
         orderly,
         large,
         ahead,
+        nested,
     } = setting;
     let mut host = HostParams::x86(46);
     if tiny {
@@ -293,7 +301,9 @@ pub fn run(mode: u8, steps: Vec<Step>, entries: &[u64], setting: Setting) -> Res
     }
     let first_root = if orderly { root_page(mode) } else { 1 };
     let first = registers(&machine.ram, mode, first_root, 0, 0);
-    let mut cpus: Vec<Cpu> = (0..VCPUS).map(|_| Cpu::new(first)).collect();
+    let mut cpus: Vec<Cpu> = (1..=VCPUS)
+        .map(|number| Cpu::new(first, nested && mode == 4 && number == VCPUS))
+        .collect();
     let mut written = BTreeSet::new();
     let mut history = History::new(&machine.ram.memory);
     for step in steps {
@@ -307,7 +317,10 @@ pub fn run(mode: u8, steps: Vec<Step>, entries: &[u64], setting: Setting) -> Res
             } => {
                 let cpu = &mut cpus[vcpu];
                 let gva = address(PagingMode::of(&cpu.regs), parts);
-                let access = Access::ALL[access];
+                let mut access = Access::ALL[access];
+                if cpu.nested {
+                    access.privilege = Privilege::User;
+                }
                 let seen = checked_access(&mut machine, &history, cpu, gva, access)?;
                 if access.kind == AccessKind::Write {
                     match seen {
@@ -377,7 +390,12 @@ pub fn run(mode: u8, steps: Vec<Step>, entries: &[u64], setting: Setting) -> Res
                 pkru,
             } => {
                 let cpu = &mut cpus[vcpu];
+                let mode = if cpu.nested { 4 } else { mode };
                 cpu.regs = registers(&machine.ram, mode, root, bits, pkru);
+                if cpu.nested {
+                    // Not for nested walks.
+                    cpu.regs.cr4 &= !(SMEP | SMAP | PKE);
+                }
                 cpu.own.set_state(PagingState::new(&cpu.regs));
                 cpu.flushed = [history.now(); 3];
             }
@@ -414,6 +432,8 @@ pub struct Setting {
     pub large: bool,
     /// Pages are mapped ahead of their use.
     pub ahead: bool,
+    /// The last vCPU runs a guest's guest: its tables are nested tables.
+    pub nested: bool,
 }
 
 /// Where the root is if the tables are in order: those of the last level are pages 4 and 5.
