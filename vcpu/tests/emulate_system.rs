@@ -438,3 +438,85 @@ fn x87_control_instructions_follow_the_control_and_status_words() {
     cpu.state.rip = CODE;
     assert_eq!(cpu.step(), Step::Fault(Exception::new(exception::NM)));
 }
+
+#[test]
+fn x87_exception_without_mask_waits_for_the_next_instruction() {
+    // fldz; fld1; fdiv st, st(1) (division by zero); fnstsw ax; fld1
+    let code = [0xd9, 0xee, 0xd9, 0xe8, 0xd8, 0xf1, 0xdf, 0xe0, 0xd9, 0xe8];
+    for (errors, ends) in [(0, DONE), (cr0::NE, Step::Fault(Exception::new(exception::MF)))] {
+        let mut cpu = machine(true, 3, &code);
+        cpu.state.sys.cr0 |= errors;
+        cpu.state.fpu.control = 0x37b;
+        for _ in 0..4 {
+            assert_eq!(cpu.step(), DONE);
+        }
+        // ES and B; the top of the stack is 6 and still 1.0.
+        assert_eq!(cpu.state.gpr[0] & 0xffff, 0xb084);
+        assert_eq!(cpu.state.fpu.x87[6].sign_exponent, 0x3fff);
+        assert_eq!(cpu.state.fpu.instruction, CODE + 4);
+        assert_eq!(cpu.step(), ends);
+    }
+}
+
+#[test]
+fn x87_environment_is_stored_as_the_mode_says_and_masks_exceptions() {
+    // fnstenv [ebx] with 4-byte and with 2-byte fields
+    for (code, length) in [(&[0xd9_u8, 0x33][..], 28_u64), (&[0x66, 0xd9, 0x33], 14)] {
+        let mut cpu = machine(false, 3, code);
+        cpu.state.gpr[3] = 0x6000;
+        cpu.env.put(0x6000, &[0x55; 32]);
+        let fpu = &mut cpu.state.fpu;
+        (fpu.control, fpu.status, fpu.tags) = (0x340, 0x3800, 0x80);
+        (fpu.instruction, fpu.data, fpu.opcode) = (0x1_2345, 0x6_789a, 0x123);
+        fpu.x87[7].sign_exponent = 0x3fff;
+        fpu.x87[7].mantissa = 1 << 63;
+        assert_eq!(cpu.step(), DONE);
+        let field = |index: u64| cpu.env.number(0x6000 + index * length / 7, (length / 7) as usize);
+        let fields: Vec<u64> = (0..7).map(field).collect();
+        if length == 28 {
+            let pointers = [0x1_2345, 0x123_0000, 0x6_789a, 0xffff_0000];
+            assert_eq!(fields[..3], [0xffff_0340, 0xffff_3800, 0xffff_3fff]);
+            assert_eq!(fields[3..], pointers);
+        } else {
+            assert_eq!(fields, [0x340, 0x3800, 0x3fff, 0x2345, 0, 0x789a, 0]);
+        }
+        assert_eq!(cpu.env.number(0x6000 + length, 1), 0x55);
+        assert_eq!(cpu.state.fpu.control, 0x37f);
+    }
+}
+
+#[test]
+fn x87_state_survives_a_save_and_a_restore() {
+    // fldpi; fld1; fnsave [rbx]; frstor [rbx]
+    let mut cpu = machine(true, 3, &[0xd9, 0xeb, 0xd9, 0xe8, 0xdd, 0x33, 0xdd, 0x23]);
+    cpu.state.gpr[3] = 0x6000;
+    assert_eq!((cpu.step(), cpu.step()), (DONE, DONE));
+    let before = cpu.state.fpu.clone();
+    assert_eq!(cpu.step(), DONE);
+    let fpu = &cpu.state.fpu;
+    assert_eq!((fpu.control, fpu.status, fpu.tags), (0x37f, 0, 0));
+    cpu.state.fpu.x87 = Default::default();
+    assert_eq!(cpu.step(), DONE);
+    assert_eq!(cpu.state.fpu, before);
+}
+
+#[test]
+fn sse_follows_the_control_registers_and_reports_what_mxcsr_does_not_mask() {
+    // divss xmm0, xmm1: 1 / 0
+    let divide = |cr0_bits, cr4_bits, mxcsr| {
+        let mut cpu = machine(true, 3, &[0xf3, 0x0f, 0x5e, 0xc1]);
+        cpu.state.sys.cr0 |= cr0_bits;
+        cpu.state.sys.cr4 |= cr4_bits;
+        cpu.state.fpu.mxcsr = mxcsr;
+        cpu.state.fpu.xmm[0] = 0x3f80_0000;
+        (cpu.step(), cpu.state.fpu.xmm[0], cpu.state.fpu.mxcsr)
+    };
+    let fault = |vector| Step::Fault(Exception::new(vector));
+    let all = cr4::OSFXSR | cr4::OSXMMEXCPT;
+    assert_eq!(divide(0, 0, 0x1f80).0, fault(exception::UD));
+    assert_eq!(divide(cr0::EM, all, 0x1f80).0, fault(exception::UD));
+    assert_eq!(divide(cr0::TS, all, 0x1f80).0, fault(exception::NM));
+    assert_eq!(divide(0, all, 0x1f80), (DONE, 0x7f80_0000, 0x1f84));
+    assert_eq!(divide(0, all, 0x1d80), (fault(exception::XM), 0x3f80_0000, 0x1d84));
+    assert_eq!(divide(0, cr4::OSFXSR, 0x1d80).0, fault(exception::UD));
+}

@@ -203,13 +203,6 @@ fn system<E: Memory + Platform>(insn: &Instruction) -> Option<Handler<E>> {
         M::Hlt => Cpu::hlt,
         M::Invd | M::Wbinvd | M::Wbnoinvd => Cpu::flush_caches,
         M::Clflush | M::Clflushopt | M::Clwb => Cpu::flush_line,
-        M::Fninit => Cpu::fninit,
-        M::Fnclex => Cpu::fnclex,
-        M::Emms => Cpu::emms,
-        M::Wait => Cpu::fwait,
-        M::Fnstcw => Cpu::fnstcw,
-        M::Fnstsw => Cpu::fnstsw,
-        M::Fldcw => Cpu::fldcw,
         M::Fxsave | M::Fxsave64 => Cpu::fxsave,
         M::Fxrstor | M::Fxrstor64 => Cpu::fxrstor,
         M::Ldmxcsr => Cpu::ldmxcsr,
@@ -220,7 +213,7 @@ fn system<E: Memory + Platform>(insn: &Instruction) -> Option<Handler<E>> {
         M::Xrstor | M::Xrstor64 | M::Xrstors | M::Xrstors64 => Cpu::xrstor,
         M::Xgetbv => Cpu::xgetbv,
         M::Xsetbv => Cpu::xsetbv,
-        _ => return conditional(insn),
+        mnemonic => return super::x87::handler(mnemonic).or_else(|| conditional(insn)),
     };
     Some(handler)
 }

@@ -13,7 +13,8 @@ const BRAND: [u8; 48] = *b"Umbra software CPU, x86-64\0\0\0\0\0\0\0\0\0\0\0\0\0\
 /// Time-stamp counter and core clock in Hz: the counter counts nanoseconds.
 const TSC_HZ: u32 = 1_000_000_000;
 
-/// Leaf 1 EDX: TSC, MSR, PAE, CX8, SEP, PSE, PGE, CMOV, PAT, PSE-36, CLFSH, DE, FPU, FXSR.
+/// Leaf 1 EDX: TSC, MSR, PAE, CX8, SEP, PSE, PGE, CMOV, PAT, PSE-36, CLFSH, DE, FPU, MMX,
+/// FXSR, SSE, SSE2.
 const BASIC_EDX: u32 = 1
     | 1 << 2
     | 1 << 3
@@ -27,9 +28,12 @@ const BASIC_EDX: u32 = 1
     | 1 << 16
     | 1 << 17
     | 1 << 19
-    | 1 << 24;
-/// Leaf 1 ECX: CMPXCHG16B, PCID, MOVBE, POPCNT, HYPERVISOR.
-const BASIC_ECX: u32 = 1 << 13 | 1 << 17 | 1 << 22 | 1 << 23 | 1 << 31;
+    | 1 << 23
+    | 1 << 24
+    | 1 << 25
+    | 1 << 26;
+/// Leaf 1 ECX: SSE3, SSSE3, CMPXCHG16B, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, HYPERVISOR.
+const BASIC_ECX: u32 = 1 | 1 << 9 | 1 << 13 | 1 << 17 | 1 << 19 | 1 << 20 | 1 << 22 | 1 << 23 | 1 << 31;
 /// Leaf 7 EBX: FSGSBASE, TSC_ADJUST, SMEP, fast string operations, INVPCID, SMAP, CLFLUSHOPT, CLWB.
 const STRUCTURED_EBX: u32 = 1 | 1 << 1 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 20 | 1 << 23 | 1 << 24;
 /// Leaf 7 ECX: UMIP, RDPID.
@@ -87,5 +91,26 @@ mod tests {
             &BRAND[..16]
         );
         assert_eq!(answer(0x1234, 0), [0; 4]);
+    }
+
+    #[test]
+    fn it_is_an_x86_64_v2() {
+        let [_, _, c, d] = answer(1, 0);
+        let [_, _, extended_c, extended_d] = answer(0x8000_0001, 0);
+        let fpu_tsc_msr_cx8_cmov_mmx_fxsr_sse_sse2 = 0x0780_8131;
+        assert_eq!(
+            d & fpu_tsc_msr_cx8_cmov_mmx_fxsr_sse_sse2,
+            fpu_tsc_msr_cx8_cmov_mmx_fxsr_sse_sse2
+        );
+        let sse3_ssse3_cx16_sse41_sse42_popcnt = 0x0098_2201;
+        assert_eq!(
+            c & sse3_ssse3_cx16_sse41_sse42_popcnt,
+            sse3_ssse3_cx16_sse41_sse42_popcnt
+        );
+        let (lahf, syscall_nx_long) = (1, 0x2010_0800);
+        assert_eq!(
+            (extended_c & lahf, extended_d & syscall_nx_long),
+            (lahf, syscall_nx_long)
+        );
     }
 }

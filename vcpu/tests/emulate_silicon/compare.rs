@@ -147,7 +147,7 @@ pub fn differences(case: &Case, silicon: &Ended, core: &Ended) -> Vec<String> {
         }
         let (left, right) = (&silicon.registers.fx[range.clone()], &core.registers.fx[range]);
         for (index, (left, right)) in left.chunks(step).zip(right.chunks(step)).enumerate() {
-            if left != right && !super::approximate::close(&case.insn, left, right) {
+            if left != right && !super::approximate::close(insn, what, left, right) {
                 found.push(format!("{what} {index}: silicon {}, core {}", hex(left), hex(right)));
             }
         }
@@ -163,10 +163,15 @@ pub fn differences(case: &Case, silicon: &Ended, core: &Ended) -> Vec<String> {
     found
 }
 
-/// `cmps` reads its two operands in no fixed order: if both fault, either may be reported.
+/// `cmps` reads its two operands in no fixed order: if both fault, either may be reported. Likewise the fields of an x87
+/// environment.
 fn either_operand(case: &Case, silicon: How, core: How) -> bool {
     let page_fault = |how| matches!(how, How::Fault { vector: 14, .. });
-    case.insn.is_string_instruction() && case.insn.op_count() == 2 && page_fault(silicon) && page_fault(core)
+    let parts = match case.insn.mnemonic() {
+        M::Fldenv | M::Frstor => true,
+        _ => case.insn.is_string_instruction() && case.insn.op_count() == 2,
+    };
+    parts && page_fault(silicon) && page_fault(core)
 }
 
 /// KVM looks at a guest's #GP and #SS before the guest does; where it takes guests' CPL 0 for its own work it tries to
@@ -183,8 +188,22 @@ fn hidden_by_kvm(silicon: How, core: How) -> bool {
         )
 }
 
-/// `shld` and `shrd` of words by more than 16 have no defined result.
+/// Of `f2xm1` and `fyl2xp1`, whose argument in ST(0) has to lie around zero.
+fn out_of_domain(insn: &Instruction, input: &Registers) -> bool {
+    let magnitude = u16::from_le_bytes([input.fx[40], input.fx[41]]) & 0x7fff;
+    let limit = match insn.mnemonic() {
+        M::F2xm1 => 0x3fff,
+        M::Fyl2xp1 => 0x3ffd,
+        _ => return false,
+    };
+    magnitude >= limit && magnitude != 0x7fff
+}
+
+/// `shld` and `shrd` of words by more than 16 have no defined result, nor have some functions out of their domain.
 pub fn undefined_result(insn: &Instruction, input: &Registers) -> bool {
+    if out_of_domain(insn, input) {
+        return true;
+    }
     if !matches!(insn.mnemonic(), M::Shld | M::Shrd) {
         return false;
     }

@@ -24,7 +24,7 @@ impl Generator {
     pub fn new(only: Option<&str>) -> Self {
         let codes: Vec<Code> = Code::values()
             .filter(|code| testable(*code))
-            .filter(|code| only.is_none_or(|name| format!("{:?}", code.mnemonic()).eq_ignore_ascii_case(name)))
+            .filter(|code| only.is_none_or(|only| matches(&format!("{:?}", code.mnemonic()), only)))
             .collect();
         assert!(!codes.is_empty(), "no such instruction");
         Self { codes }
@@ -38,6 +38,15 @@ impl Generator {
                 return case;
             }
         }
+    }
+}
+
+/// Whether a mnemonic is the one asked for, or begins like it if that ends in a star.
+fn matches(mnemonic: &str, only: &str) -> bool {
+    let mnemonic = mnemonic.to_lowercase();
+    match only.strip_suffix('*') {
+        Some(start) => mnemonic.starts_with(start),
+        None => mnemonic == only,
     }
 }
 
@@ -115,6 +124,8 @@ fn testable(code: Code) -> bool {
             | M::Fxsave64
             | M::Fxrstor
             | M::Fxrstor64
+            | M::Fnstenv
+            | M::Fnsave
             | M::Sysret
             | M::Sysretq
             | M::Hlt

@@ -1,7 +1,8 @@
 //! The silicon as oracle: random instructions with random operands, executed at CPL 3 in long mode by the real CPU and
 //! by the instruction core. Registers, defined flags, x87/SSE state, memory and faults must be equal.
 //!
-//! `UMBRA_SILICON_CASES` sets the number of cases, `UMBRA_SILICON_SEED` the seed, `UMBRA_SILICON_ONLY` a mnemonic;
+//! `UMBRA_SILICON_CASES` sets the number of cases, `UMBRA_SILICON_SEED` the seed, `UMBRA_SILICON_ONLY` a mnemonic (`f*` for
+//! all that begin so);
 //! `UMBRA_SILICON_TABLE=1` writes the coverage into `docs/instructions.md`.
 #![cfg(target_arch = "x86_64")]
 #![allow(

@@ -3,13 +3,15 @@
 //! A [`Number`] is exact; every operation computes an exact (or sticky) result of 128 bits and gives it to
 //! [`round::round`], which knows precision and range of the destination, rounding modes, flags, flushing to zero, the
 //! wrapped exponents of x87's unmasked responses and the direction of rounding (C1). [`host`] lets the machine compute where
-//! that provably gives the same bits and flags.
+//! that provably gives the same bits and flags. `wide` carries 128 bits for the transcendental functions.
 //! (SDM vol. 1 chapter 4, sections 8.5 and 11.5.)
 
 pub(super) mod convert;
 pub(super) mod host;
 pub(super) mod ops;
 pub(super) mod round;
+
+use super::fpu::F80;
 
 /// Exception flags, at the places that they have in MXCSR and in the x87 status word, and C1 of the latter.
 pub(super) mod flag {
@@ -83,6 +85,11 @@ impl Format {
             emin: 1 - emax,
             emax,
         }
+    }
+
+    /// x87's format with its precision cut by the control word.
+    pub(super) const fn extended_with(precision: u32) -> Self {
+        Self { precision, ..EXTENDED }
     }
 
     /// Bits of the stored fraction, for the two formats that memory and XMM registers hold.
@@ -265,5 +272,45 @@ impl Number {
             _ => format.top(),
         };
         sign | biased << format.fraction() | fraction
+    }
+
+    /// Takes the content of an x87 register apart.
+    pub(super) fn from_f80(bits: F80) -> Self {
+        let negative = bits.sign_exponent & 0x8000 != 0;
+        let biased = bits.sign_exponent & 0x7fff;
+        let significand = bits.mantissa;
+        let unsupported = Self {
+            kind: Kind::Unsupported,
+            significand,
+            ..Self::zero(negative)
+        };
+        match biased {
+            0 => Self {
+                denormal: significand != 0,
+                ..Self::normalise(negative, EXTENDED.emin, significand)
+            },
+            _ if significand & INTEGER == 0 => unsupported,
+            0x7fff if significand == INTEGER => Self::infinity(negative),
+            0x7fff => Self {
+                kind: Kind::Nan,
+                significand,
+                ..Self::zero(negative)
+            },
+            _ => Self::finite(negative, i32::from(biased) - EXTENDED.emax, significand),
+        }
+    }
+
+    /// The content of an x87 register, of a number that was rounded to the 80-bit format.
+    pub(super) const fn to_f80(self) -> F80 {
+        let biased = match self.kind {
+            Kind::Zero => 0,
+            Kind::Finite if self.significand & INTEGER == 0 => 0,
+            Kind::Finite => (self.exponent + EXTENDED.emax) as u16 & 0x7fff,
+            _ => 0x7fff,
+        };
+        F80 {
+            mantissa: self.significand,
+            sign_exponent: (self.negative as u16) << 15 | biased,
+        }
     }
 }
