@@ -168,3 +168,31 @@ fn large_leaf_is_split_by_dirty_logging_and_dropped_by_part_of_its_range() {
     machine.mmu.zap_range(&mut NoObserver, &mut machine.tlb, range(gfn, 1));
     assert_eq!(machine.mmu.leaves(), 0);
 }
+
+#[test]
+fn leaves_that_were_small_for_a_log_become_one_again() {
+    let (mut machine, regs, mut own) = guest(2);
+    let area = range((GIB + MIB2) >> 12, 512);
+    machine.ram.log.set(DirtyLog::WriteProtection);
+    for page in 0..4 {
+        machine.access(&mut own, &regs, MIB2 + (page << 12), WRITE);
+    }
+    // And a page that the guest maps as a small one.
+    machine.access(&mut own, &regs, 0, WRITE);
+    assert_eq!(levels_set(&mut own), ['1'; 5]);
+    let mut frames = machine::Frames(machine.ram.clone());
+    let all = range(0, 1 << 20);
+    assert_eq!(machine.mmu.recover_large(&mut frames, &mut machine.tlb, all), 0);
+    machine.ram.log.set(DirtyLog::Off);
+    machine.mmu.start_logging(&mut machine.tlb, area, DirtyLog::Off);
+    let flushes = machine.tlb.all;
+    assert_eq!(machine.mmu.recover_large(&mut frames, &mut machine.tlb, all), 4);
+    assert!(machine.tlb.all > flushes);
+    let before = own.stats().faults;
+    for page in 0..4 {
+        let seen = machine.access(&mut own, &regs, MIB2 + (page << 12), WRITE);
+        assert_eq!(seen, Seen::Ram(GIB + MIB2 + (page << 12)));
+    }
+    assert_eq!((own.stats().faults, levels_set(&mut own)), (before + 1, vec!['2']));
+    assert_eq!(machine.mmu.leaves(), 2);
+}

@@ -3,9 +3,9 @@
 use super::leaf;
 use super::mmu::ShadowMmu;
 use super::pages::Writer;
-use super::ports::{DirtyLog, TlbControl};
+use super::ports::{DirtyLog, FrameSource, TlbControl};
 use crate::observer::{MmuObserver, NoObserver};
-use crate::tables::TableSpace;
+use crate::tables::{EntryLocation, TableSpace};
 use alloc::vec::Vec;
 use umbra_memslots::{Gfn, GfnRange};
 
@@ -33,6 +33,24 @@ impl<S: TableSpace> ShadowMmu<S> {
                 }
             },
         );
+    }
+
+    /// Leaves that are small only because the frames were logged go, so that the next access maps them by large ones: to be
+    /// called when a slot is logged no more, after [`ShadowMmu::start_logging`] (`kvm_rmap_zap_collapsible_sptes`). Says how
+    /// many went.
+    pub fn recover_large(&self, frames: &mut impl FrameSource, tlb: &mut impl TlbControl, range: GfnRange) -> usize {
+        self.change(
+            &mut NoObserver,
+            || tlb.flush_all(),
+            |writer| {
+                let mut mappings = writer.mappings_in(range);
+                mappings.retain(|&at| writer.could_be_larger(frames, at));
+                for &at in &mappings {
+                    writer.drop_entry(at);
+                }
+                mappings.len()
+            },
+        )
     }
 
     /// The frames that were written to since the last call, if they are logged by [`DirtyLog::DirtyFlags`].
@@ -64,6 +82,18 @@ impl<S: TableSpace> ShadowMmu<S> {
 }
 
 impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
+    /// Whether the leaf is a part of what one of the next level could map. Where the guest's own page is that small
+    /// (`!role.is_direct()`), it never is.
+    fn could_be_larger(&self, frames: &mut impl FrameSource, at: EntryLocation) -> bool {
+        let Some(page) = self.page(at.table).filter(|page| page.role.is_direct()) else {
+            return false;
+        };
+        let (gfn, level) = (page.leaf_gfn(at.index), page.role.level());
+        let (_, frame) = frames.frame(gfn);
+        let memory = frame.filter(|frame| frame.log == DirtyLog::Off && !frame.slot.invalid);
+        self.goal(gfn, memory.map(|frame| frame.largest), level + 1) > level
+    }
+
     /// The next write to each frame faults.
     fn log_writes(&mut self, range: GfnRange) {
         for at in self.mappings_in(range) {

@@ -126,7 +126,7 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
         }
         self.clear_flood(table);
         // Not before: making the path may have found that pages are tables.
-        let goal = self.goal(walk.gpa.gfn(), target.memory, level);
+        let goal = self.goal(walk.gpa.gfn(), target.memory.map(|(_, largest)| largest), level);
         let address = target.memory.map(|(address, _)| align(address, goal));
         self.observer.spte_requested(walk.gpa.gfn(), address, goal);
         while level > goal {
@@ -154,8 +154,8 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
 
     /// The level of the leaf for `gfn`: at most `level`, where the guest's own page or the shadow's root is
     /// (`kvm_mmu_hugepage_adjust`).
-    fn goal(&self, gfn: Gfn, memory: Option<(u64, u8)>, level: u8) -> u8 {
-        let largest = memory.map_or(1, |(_, largest)| largest).min(level).min(leaf::MAX_LEVEL);
+    pub(super) fn goal(&self, gfn: Gfn, largest: Option<u8>, level: u8) -> u8 {
+        let largest = largest.unwrap_or(1).min(level).min(leaf::MAX_LEVEL);
         let fits = |&level: &u8| {
             let first = first_of(gfn, level);
             let going = GfnRange::new(first, frames_of(level)).is_none_or(|range| self.is_being_invalidated(range));

@@ -405,6 +405,8 @@ pub fn run(mode: u8, steps: Vec<Step>, entries: &[u64], setting: Setting) -> Res
                 machine.ram.log.set(log);
                 machine.ram.dirty.borrow_mut().clear();
                 machine.mmu.start_logging(&mut machine.tlb, everything(), log);
+                let mut frames = machine::Frames(machine.ram.clone());
+                machine.mmu.recover_large(&mut frames, &mut machine.tlb, everything());
                 written.clear();
             }
             Step::ReadLog => read_log(&mut machine, &mut written)?,
