@@ -18,7 +18,7 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
     pub(super) fn guest_wrote(&mut self, gfn: Gfn, offset: u16, bytes: u16) {
         let shadows: Vec<(PageRole, TableId)> = self.shadows_of(gfn).collect();
         for (role, table) in shadows {
-            let Some(page) = self.pages.pages.get_mut(&table) else {
+            let Some(page) = self.pages.pages.get_mut(table) else {
                 continue;
             };
             // A table of the last level becomes writable instead of being written to through emulation.

@@ -4,13 +4,13 @@
 //! to tables), `leaf` (entries that map memory), [`refusal`] (why a host can't have MMIO SPTEs).
 //!
 //! What is done with them: [`role`] (what a page is a shadow as), `pages` (which there are, and who points to whom) with
-//! `path`, `unsync`, `sync`, `guest_write`, `dirty`, `zap`,
-//! `reclaim` and `invalidation` (what happens to them), [`root`] and `root_cache` (where a walk begins), [`ports`] and [`outcome`] (what is asked of others, and answered), [`mmu`] (the
-//! operations), `map` (the slow path of a fault), `watched` (its walk, observed), `prefetch` (what it maps besides), `mmio_fault` and
-//! `fast_fault` (the fast paths), [`vcpu`]
-//! (what each vCPU keeps).
+//! `by_table` and `mappings`, `path`, `unsync`, `sync`, `guest_write`, `dirty`, `zap`, `reclaim` and `invalidation` (what
+//! happens to them), [`root`] and `root_cache` (where a walk begins), [`ports`] and [`outcome`] (what is asked of others,
+//! and answered), [`mmu`] (the operations), `map` (the slow path of a fault), `watched` (its walk, observed), `prefetch`
+//! (what it maps besides), `mmio_fault` and `fast_fault` (the fast paths), [`vcpu`] (what each vCPU keeps).
 
 pub mod bits;
+mod by_table;
 mod dirty;
 mod fast_fault;
 mod guest_write;
@@ -20,6 +20,7 @@ pub mod layout;
 mod leaf;
 pub mod link;
 mod map;
+mod mappings;
 mod mmio_fault;
 pub mod mmu;
 pub mod outcome;

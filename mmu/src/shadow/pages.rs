@@ -10,9 +10,11 @@
 //! inside them. Who changes pages: `get` and `path` (make them), `unsync` and `sync` (let the guest write to its tables,
 //! and catch up), `guest_write` (drop what an emulated write changed), `zap` (remove them).
 
+use super::by_table::ByTable;
 use super::layout::SpteLayout;
 use super::leaf;
 use super::link;
+use super::mappings::{FrameKey, Mappings};
 use super::role::PageRole;
 use super::unsync::ChildBits;
 use crate::access_mask::AccessMask;
@@ -20,6 +22,7 @@ use crate::observer::MmuObserver;
 use crate::pool::{FreeTables, TablePool};
 use crate::sync::AtomicU64;
 use crate::tables::{ENTRIES, EntryLocation, INDEX_BITS, TableId, TableSpace};
+use alloc::collections::btree_map::Entry;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use umbra_memslots::{Gfn, GfnRange, PAGE_SHIFT};
@@ -94,7 +97,7 @@ impl ShadowPage {
 /// All shadow pages.
 pub(super) struct Pages {
     pub(super) free: FreeTables,
-    pub(super) pages: BTreeMap<TableId, ShadowPage>,
+    pub(super) pages: ByTable<ShadowPage>,
     pub(super) by_key: BTreeMap<(Gfn, PageRole), TableId>,
     /// By age.
     pub(super) by_age: BTreeMap<u64, TableId>,
@@ -105,7 +108,7 @@ pub(super) struct Pages {
     /// Frames whose memory is being taken away.
     pub(super) invalidations: Vec<GfnRange>,
     /// The leaves of each level that map the frames from this one on.
-    pub(super) reverse: BTreeMap<(u8, Gfn), Vec<EntryLocation>>,
+    pub(super) reverse: BTreeMap<FrameKey, Mappings>,
     /// Frames that are logged by dirty flags, and those of them that were written to through leaves that are gone.
     pub(super) dirty_flags: Vec<GfnRange>,
     pub(super) dirty: BTreeSet<Gfn>,
@@ -115,7 +118,7 @@ impl Pages {
     pub(super) fn new(free: FreeTables) -> Self {
         Self {
             free,
-            pages: BTreeMap::new(),
+            pages: ByTable::new(),
             by_key: BTreeMap::new(),
             by_age: BTreeMap::new(),
             born: 0,
@@ -197,11 +200,11 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
 
     /// Number of reverse map entries.
     pub(super) fn leaves(&self) -> usize {
-        self.pages.reverse.values().map(Vec::len).sum()
+        self.pages.reverse.values().map(|found| found.as_slice().len()).sum()
     }
 
     pub(super) fn page(&self, table: TableId) -> Option<&ShadowPage> {
-        self.pages.pages.get(&table)
+        self.pages.pages.get(table)
     }
 
     pub(super) fn load(&self, at: EntryLocation) -> u64 {
@@ -211,6 +214,11 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
     /// The table that an entry leads to.
     pub(super) fn target(&self, at: EntryLocation) -> Option<TableId> {
         let level = self.page(at.table)?.role.level();
+        self.below(at, level)
+    }
+
+    /// The table that an entry of this level leads to.
+    fn below(&self, at: EntryLocation, level: u8) -> Option<TableId> {
         let target = link::target(self.layout, self.load(at)).filter(|_| level > 1)?;
         self.pool.space().table_at(target)
     }
@@ -245,7 +253,12 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
         let mut mappings = Vec::new();
         for level in 1..=leaf::MAX_LEVEL {
             let base = first_of(gfn, level);
-            mappings.extend(self.pages.reverse.get(&(level, base)).into_iter().flatten());
+            mappings.extend(
+                self.pages
+                    .reverse
+                    .get(&FrameKey::new(level, base))
+                    .map_or(&[][..], Mappings::as_slice),
+            );
         }
         mappings
     }
@@ -273,9 +286,9 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
         false
     }
 
-    /// The page that `at` links to, if it does and that is the one with this key.
-    pub(super) fn linked(&self, at: EntryLocation, gfn: Gfn, role: PageRole) -> Option<TableId> {
-        let child = self.target(at)?;
+    /// The page that `at`, which is of `level`, links to, if it does and that is the one with this key.
+    pub(super) fn linked(&self, at: EntryLocation, level: u8, gfn: Gfn, role: PageRole) -> Option<TableId> {
+        let child = self.below(at, level)?;
         let page = self.page(child)?;
         (page.gfn == gfn && page.role == role).then_some(child)
     }
@@ -299,7 +312,7 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
 
     /// The table is used as one: writes to it were no sign of the contrary.
     pub(super) fn clear_flood(&mut self, table: TableId) {
-        if let Some(page) = self.pages.pages.get_mut(&table) {
+        if let Some(page) = self.pages.pages.get_mut(table) {
             page.writes = 0;
         }
     }
@@ -312,7 +325,7 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
         }
         self.drop_entry(at);
         self.pool.space().store(at, entry);
-        if let Some(page) = self.pages.pages.get_mut(&child) {
+        if let Some(page) = self.pages.pages.get_mut(child) {
             page.parents.push(at);
             if page.unsync || page.unsync_children.any() {
                 self.mark_parent(at);
@@ -342,7 +355,8 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
         }
         self.drop_entry(at);
         self.pool.space().store(at, entry);
-        self.pages.reverse.entry((level, gfn)).or_default().push(at);
+        let found = self.pages.reverse.entry(FrameKey::new(level, gfn));
+        found.and_modify(|found| found.push(at)).or_insert(Mappings::One(at));
         self.set_source(at, gfn, access);
         Set::Changed
     }
@@ -356,7 +370,7 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
 
     /// Notes what the leaf was made from.
     pub(super) fn set_source(&mut self, at: EntryLocation, gfn: Gfn, access: AccessMask) {
-        let page = self.pages.pages.get_mut(&at.table);
+        let page = self.pages.pages.get_mut(at.table);
         if let Some(source) = page.and_then(|page| page.sources.get_mut(usize::from(at.index))) {
             *source = Source::new(gfn, access);
         }
@@ -395,19 +409,18 @@ impl<'a, S: TableSpace, O: MmuObserver> Writer<'a, S, O> {
         }
         self.needs_flush = true;
         if let Some(child) = child {
-            if let Some(child) = self.pages.pages.get_mut(&child) {
+            if let Some(child) = self.pages.pages.get_mut(child) {
                 child.parents.retain(|&parent| parent != at);
             }
         } else if let Some(page) = self.page(at.table) {
-            let key = (page.role.level(), page.leaf_gfn(at.index));
-            if leaf::is_dirty(entry) && self.pages.dirty_flags.iter().any(|range| range.contains(key.1)) {
-                self.pages.dirty.insert(key.1);
+            let (level, gfn) = (page.role.level(), page.leaf_gfn(at.index));
+            if leaf::is_dirty(entry) && self.pages.dirty_flags.iter().any(|range| range.contains(gfn)) {
+                self.pages.dirty.insert(gfn);
             }
-            if let Some(mappings) = self.pages.reverse.get_mut(&key) {
-                mappings.retain(|&mapping| mapping != at);
-                if mappings.is_empty() {
-                    self.pages.reverse.remove(&key);
-                }
+            if let Entry::Occupied(mut found) = self.pages.reverse.entry(FrameKey::new(level, gfn))
+                && found.get_mut().remove(at)
+            {
+                found.remove();
             }
         }
         true

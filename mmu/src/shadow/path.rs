@@ -7,7 +7,7 @@ use super::role::PageRole;
 use super::root::{RootTables, entry_of};
 use super::sync::GuestTables;
 use crate::access_mask::AccessMask;
-use crate::guest_walk::GuestWalk;
+use crate::guest_walk::{GuestWalk, WalkEntry};
 use crate::observer::MmuObserver;
 use crate::tables::{EntryLocation, TableId, TableSpace};
 use alloc::vec::Vec;
@@ -70,7 +70,7 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
             None => self.create(gfn, role, is_root)?,
         };
         self.observer.get_page(gfn, role, found.is_none());
-        if let Some(page) = self.pages.pages.get_mut(&table) {
+        if let Some(page) = self.pages.pages.get_mut(table) {
             page.is_root |= is_root;
         }
         Some(table)
@@ -93,16 +93,23 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
         let Some((mut table, mut level)) = root.start(walk.gva) else {
             return PathTo::Changed;
         };
-        if !still_there(guest, walk, level) {
+        let entries = walk.entries();
+        if entries.first().is_some_and(|entry| !still_there(guest, walk, entry)) {
             return PathTo::Changed;
         }
-        while let Some((gfn, access)) = table_below(walk, level) {
-            self.clear_flood(table);
+        let mut access = AccessMask::ALL;
+        for (above, below) in entries.iter().zip(entries.iter().skip(1)) {
+            // The guest table that the entry leads to, and what the entries so far allow.
+            let gfn = below.gpa.gfn();
+            access = access & above.pte.permits();
             let at = entry_of(table, level, walk.gva);
-            let Some(role) = self.page(table).map(|page| page.role.child(at.index, access, false)) else {
+            let Some(page) = self.pages.pages.get_mut(table) else {
                 return PathTo::Changed;
             };
-            let child = match self.linked(at, gfn, role) {
+            page.writes = 0;
+            let role = page.role.child(at.index, access, false);
+            let known = self.linked(at, level, gfn, role);
+            let child = match known {
                 Some(child) => child,
                 None => {
                     let Some(child) = self.get(guest, gfn, role, false) else {
@@ -114,14 +121,16 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
                     child
                 }
             };
-            if !still_there(guest, walk, level - 1) {
+            if !still_there(guest, walk, below) {
                 return PathTo::Changed;
             }
-            if self.page(table).is_none() || self.page(child).is_none() {
-                // Zapped on the way, because it was unsync and became a table of another level.
-                return PathTo::Changed;
+            if known.is_none() {
+                if self.page(table).is_none() || self.page(child).is_none() {
+                    // Zapped on the way, because it was unsync and became a table of another level.
+                    return PathTo::Changed;
+                }
+                self.link(at, child);
             }
-            self.link(at, child);
             (table, level) = (child, level - 1);
         }
         self.clear_flood(table);
@@ -139,14 +148,16 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
             else {
                 return PathTo::Changed;
             };
-            let child = match self.linked(at, gfn, role) {
+            let child = match self.linked(at, level, gfn, role) {
                 Some(child) => child,
-                None => match self.get(guest, gfn, role, false) {
-                    Some(child) => child,
-                    None => return PathTo::OutOfTables,
-                },
+                None => {
+                    let Some(child) = self.get(guest, gfn, role, false) else {
+                        return PathTo::OutOfTables;
+                    };
+                    self.link(at, child);
+                    child
+                }
             };
-            self.link(at, child);
             (table, level) = (child, level - 1);
         }
         PathTo::Leaf(entry_of(table, goal, walk.gva), goal)
@@ -170,25 +181,8 @@ pub(super) fn align(address: u64, level: u8) -> u64 {
     address & !((frames_of(level) << PAGE_SHIFT) - 1)
 }
 
-/// Whether the walk's entry of `level` is what the walk read (`FNAME(gpte_changed)`): only now nobody can change its
-/// table without our knowledge.
-fn still_there(guest: &GuestTables<'_, impl GuestMemory>, walk: &GuestWalk, level: u8) -> bool {
-    walk.entries()
-        .iter()
-        .filter(|entry| entry.level == level)
-        .all(|entry| guest.memory.read_entry(entry.gpa, walk.entry_size()) == Ok(entry.pte.raw()))
-}
-
-/// The guest table to which the walk's entry of `level` leads, and what the entries so far allow; `None` if there is no
-/// such entry or it maps a page.
-fn table_below(walk: &GuestWalk, level: u8) -> Option<(Gfn, AccessMask)> {
-    let entries = walk.entries();
-    let position = entries.iter().position(|entry| entry.level == level)?;
-    if position + 1 == entries.len() {
-        return None;
-    }
-    let access = entries[..=position]
-        .iter()
-        .fold(AccessMask::ALL, |access, entry| access & entry.pte.permits());
-    Some((entries[position + 1].gpa.gfn(), access))
+/// Whether an entry of the walk is what the walk read (`FNAME(gpte_changed)`): only now nobody can change its table
+/// without our knowledge.
+fn still_there(guest: &GuestTables<'_, impl GuestMemory>, walk: &GuestWalk, entry: &WalkEntry) -> bool {
+    guest.memory.read_entry(entry.gpa, walk.entry_size()) == Ok(entry.pte.raw())
 }

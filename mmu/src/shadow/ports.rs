@@ -20,7 +20,7 @@ pub trait FrameSource {
     /// May be called with the MMU's lock held, or while others wait for this to return.
     fn mark_dirty(&mut self, _gfn: Gfn) {}
 
-    /// Whether the memory of a frame that has a slot is there without anybody waiting for it (KVM asks
+    /// Whether the memory of a frame, if it has a slot, is there without anybody waiting for it (KVM asks
     /// `get_user_pages_fast_only`): then it may be mapped before the guest uses it, because its neighbour is. By default
     /// nothing is.
     ///

@@ -160,7 +160,10 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
 
 /// The memory, if it may be mapped ahead with these rights and is there.
 fn ahead(frames: &mut impl FrameSource, gfn: Gfn, access: AccessMask) -> Option<FoundFrame> {
-    mappable(frames, gfn, access).filter(|_| frames.at_hand(gfn))
+    if !frames.at_hand(gfn) {
+        return None;
+    }
+    mappable(frames, gfn, access)
 }
 
 /// The memory, if it may be mapped ahead with these rights (`gfn_to_memslot_dirty_bitmap`; that read-only slots are left out

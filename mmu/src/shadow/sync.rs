@@ -80,7 +80,7 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
         // From now on nobody writes to them without our knowledge.
         self.flush_now();
         for table in pages {
-            let Some(page) = self.pages.pages.get_mut(&table) else {
+            let Some(page) = self.pages.pages.get_mut(table) else {
                 continue;
             };
             page.unsync = false;

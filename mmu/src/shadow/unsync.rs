@@ -29,9 +29,15 @@ impl ChildBits {
     }
 
     fn indices(self) -> impl Iterator<Item = u16> {
-        (0u16..)
-            .take(ENTRIES)
-            .filter(move |index| self.0[usize::from(index / 64)] >> (index % 64) & 1 != 0)
+        (0u16..).step_by(64).zip(self.0).flat_map(|(first, mut word)| {
+            core::iter::from_fn(move || {
+                let index = (word != 0).then(|| word.trailing_zeros())?;
+                word &= word - 1;
+                #[expect(clippy::cast_possible_truncation, reason = "below 64")]
+                let index = index as u16;
+                Some(first + index)
+            })
+        })
     }
 }
 
@@ -42,12 +48,15 @@ pub(super) struct MustStayTracked;
 impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
     /// Before a leaf allows writes to the frame: makes all shadows of it unsync.
     pub(super) fn try_unsync(&mut self, gfn: Gfn) -> Result<(), MustStayTracked> {
-        if self.is_tracked(gfn) {
-            return Err(MustStayTracked);
+        let mut shadows: Vec<TableId> = Vec::new();
+        for (role, table) in self.shadows_of(gfn) {
+            if role.level() > 1 {
+                return Err(MustStayTracked);
+            }
+            shadows.push(table);
         }
-        let shadows: Vec<TableId> = self.shadows_of(gfn).map(|(_, table)| table).collect();
         for table in shadows {
-            let Some(page) = self.pages.pages.get_mut(&table).filter(|page| !page.unsync) else {
+            let Some(page) = self.pages.pages.get_mut(table).filter(|page| !page.unsync) else {
                 continue;
             };
             page.unsync = true;
@@ -62,7 +71,7 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
 
     /// The entry leads to a page that is unsync or has such below it.
     pub(super) fn mark_parent(&mut self, at: EntryLocation) {
-        let Some(page) = self.pages.pages.get_mut(&at.table) else {
+        let Some(page) = self.pages.pages.get_mut(at.table) else {
             return;
         };
         let known = page.unsync_children.any();
@@ -97,7 +106,7 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
                 unsync || self.collect_unsync(child, found)
             });
             any |= below;
-            if !below && let Some(page) = self.pages.pages.get_mut(&table) {
+            if !below && let Some(page) = self.pages.pages.get_mut(table) {
                 page.unsync_children.clear(index);
             }
         }

@@ -1,6 +1,7 @@
 //! Shadow pages are taken out of use. KVM's `__kvm_mmu_prepare_zap_page`.
 
 use super::leaf;
+use super::mappings::FrameKey;
 use super::pages::{Writer, first_of};
 use super::role::PageRole;
 use crate::observer::MmuObserver;
@@ -26,7 +27,7 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
     }
 
     fn take_out(&mut self, table: TableId) {
-        let Some(page) = self.pages.pages.get_mut(&table) else {
+        let Some(page) = self.pages.pages.get_mut(table) else {
             return;
         };
         let (gfn, role, unsync, age) = (page.gfn, page.role, page.unsync, page.age);
@@ -47,14 +48,14 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
         if unsync {
             self.observer.sync_page(gfn, role);
         }
-        self.pages.pages.remove(&table);
+        self.pages.pages.remove(table);
         self.pages.by_age.remove(&age);
         self.unused.push(table);
     }
 
     /// Removes all pages.
     pub(super) fn zap_all(&mut self) {
-        let tables: Vec<TableId> = self.pages.pages.keys().copied().collect();
+        let tables: Vec<TableId> = self.pages.pages.tables().collect();
         for table in tables {
             self.zap(table);
         }
@@ -89,8 +90,8 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
     pub(super) fn mappings_in(&self, range: GfnRange) -> Vec<EntryLocation> {
         let mut mappings = Vec::new();
         for level in 1..=leaf::MAX_LEVEL {
-            let keys = (level, first_of(range.start(), level))..=(level, range.last());
-            mappings.extend(self.pages.reverse.range(keys).flat_map(|(_, at)| at));
+            let keys = FrameKey::new(level, first_of(range.start(), level))..=FrameKey::new(level, range.last());
+            mappings.extend(self.pages.reverse.range(keys).flat_map(|(_, found)| found.as_slice()));
         }
         mappings
     }
