@@ -3,6 +3,7 @@
 
 use super::environment::{Access, AccessKind, Memory, Platform, Request, Stop, Translation};
 use super::exception::{Exception, page_fault_code};
+use super::fpu::FpuState;
 use super::state::{cr0, cr4, efer};
 use super::{Cpu, CpuState, Event, Source, Step, flags};
 use crate::regs::Segment;
@@ -214,7 +215,23 @@ fn state(source: &mut Source64<'_>) -> CpuState {
     state.msrs.lstar = source.value();
     state.msrs.star = source.word();
     state.fpu.xcr0 = 7;
+    fpu(source, &mut state.fpu);
     state
+}
+
+/// Any numbers in the registers, any control and status that can be loaded.
+fn fpu(source: &mut Source64<'_>, fpu: &mut FpuState) {
+    for register in &mut fpu.x87 {
+        register.mantissa = source.word();
+        register.sign_exponent = source.word() as u16;
+    }
+    for register in &mut fpu.xmm {
+        *register = u128::from(source.word()) << 64 | u128::from(source.word());
+    }
+    fpu.control = source.word() as u16 & 0x1f7f | 0x40;
+    fpu.status = source.word() as u16 & 0x7f7f;
+    fpu.tags = source.byte() | source.byte();
+    fpu.mxcsr = source.word() as u32 & fpu.mxcsr_mask;
 }
 
 /// Executes arbitrary code on arbitrary state.

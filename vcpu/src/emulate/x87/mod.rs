@@ -66,6 +66,7 @@ pub(super) fn handler<E: Memory + Platform>(mnemonic: M) -> Option<Handler<E>> {
         M::Ffree | M::Ffreep => Cpu::ffree,
         M::Fincstp | M::Fdecstp => Cpu::x87_rotate,
         M::Fnop => Cpu::fnop,
+        M::Fneni | M::Fndisi | M::Fnsetpm => Cpu::x87_nothing,
         M::Fcmovb | M::Fcmove | M::Fcmovbe | M::Fcmovu => Cpu::fcmov,
         M::Fcmovnb | M::Fcmovne | M::Fcmovnbe | M::Fcmovnu => Cpu::fcmov,
         M::F2xm1 | M::Fsin | M::Fcos => Cpu::x87_function,

@@ -50,6 +50,12 @@ impl<E: Memory + Platform> Cpu<E> {
         Ok(Flow::Next)
     }
 
+    /// `feni fdisi fsetpm`, which the 8087 and the 287 had.
+    pub(in super::super) fn x87_nothing(&mut self, _insn: &Instruction) -> Result<Flow, Stop> {
+        self.check_x87()?;
+        Ok(Flow::Next)
+    }
+
     /// `fcmovcc`: both registers must be in use whatever the condition says.
     pub(in super::super) fn fcmov(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
         self.x87_begin()?;
