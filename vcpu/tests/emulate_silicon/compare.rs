@@ -174,6 +174,11 @@ fn either_operand(case: &Case, silicon: How, core: How) -> bool {
     parts && page_fault(silicon) && page_fault(core)
 }
 
+/// Whether a case ended in #UD.
+pub fn is_ud(ended: &Ended) -> bool {
+    matches!(ended.how, How::Fault { vector: 6, .. })
+}
+
 /// KVM looks at a guest's #GP and #SS before the guest does; where it takes guests' CPL 0 for its own work it tries to
 /// emulate the instruction, and answers #UD if its emulator does not know it.
 fn hidden_by_kvm(silicon: How, core: How) -> bool {

@@ -15,9 +15,23 @@ pub(super) fn handler<E: Memory + Platform>(insn: &Instruction) -> Option<Handle
         M::Comiss | M::Comisd | M::Ucomiss | M::Ucomisd => Cpu::sse_compare_flags,
         M::Dpps | M::Dppd => Cpu::sse_dot,
         M::Rcpps | M::Rcpss | M::Rsqrtps | M::Rsqrtss => Cpu::sse_approximate,
-        mnemonic => shape(mnemonic).map(|_| Cpu::sse_float as Handler<E>)?,
+        mnemonic => return arithmetic_handler(mnemonic),
     };
     Some(handler)
+}
+
+/// The commonest have each a function made for them.
+fn arithmetic_handler<E: Memory + Platform>(mnemonic: M) -> Option<Handler<E>> {
+    macro_rules! own {
+        ($($name:ident)*) => {
+            match mnemonic {
+                $(M::$name => return Some(|cpu, insn| cpu.sse_float_as(insn, const { shape(M::$name) })),)*
+                _ => {}
+            }
+        };
+    }
+    own!(Addps Addpd Addss Addsd Subps Subpd Subss Subsd Mulps Mulpd Mulss Mulsd Divps Divpd Divss Divsd);
+    shape(mnemonic).map(|_| Cpu::sse_float as Handler<E>)
 }
 
 /// What is done to each pair of lanes.
@@ -37,7 +51,10 @@ enum Op {
 }
 
 /// Operation, format, and whether there is only one lane.
-fn shape(mnemonic: M) -> Option<(Op, Format, bool)> {
+type Shape = (Op, Format, bool);
+
+/// What a mnemonic does.
+const fn shape(mnemonic: M) -> Option<Shape> {
     use host::Op::{Add, Div, Mul, Sub};
     Some(match mnemonic {
         M::Addps => (Op::Host(Add), SINGLE, false),
@@ -87,12 +104,14 @@ fn shape(mnemonic: M) -> Option<(Op, Format, bool)> {
 }
 
 /// Lane `index` of a register.
+#[inline]
 pub(super) fn lane(value: u128, index: u32, format: Format) -> u64 {
     let width = format.width();
     (value >> (index * width)) as u64 & (u64::MAX >> (64 - width))
 }
 
 /// Replaces lane `index`.
+#[inline]
 pub(super) fn with_lane(value: u128, index: u32, format: Format, bits: u64) -> u128 {
     let (width, shift) = (format.width(), index * format.width());
     value & !(u128::from(u64::MAX >> (64 - width)) << shift) | u128::from(bits) << shift
@@ -182,6 +201,7 @@ fn root(env: &mut Env, bits: u64, format: Format) -> u64 {
 }
 
 /// What the host says about one pair of lanes.
+#[inline]
 fn by_host(op: Op, a: u64, b: u64, format: Format) -> Option<u64> {
     let single = format == SINGLE;
     match op {
@@ -195,10 +215,15 @@ fn by_host(op: Op, a: u64, b: u64, format: Format) -> Option<u64> {
 
 impl<E: Memory + Platform> Cpu<E> {
     fn sse_float(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
-        self.check_sse_state()?;
-        let Some((op, format, scalar)) = shape(insn.mnemonic()) else {
+        self.sse_float_as(insn, shape(insn.mnemonic()))
+    }
+
+    #[inline]
+    fn sse_float_as(&mut self, insn: &Instruction, shape: Option<Shape>) -> Result<Flow, Stop> {
+        let Some((op, format, scalar)) = shape else {
             return Err(Stop::Unsupported);
         };
+        self.check_sse_state()?;
         let b = self.xmm_value(insn, 1, true)?;
         let a = self.xmm(insn.op0_register());
         let immediate = if matches!(op, Op::Compare | Op::Round) {
@@ -220,7 +245,9 @@ impl<E: Memory + Platform> Cpu<E> {
             let bits = fast.unwrap_or_else(|| compute(&mut env, op, x, y, format, immediate));
             result = with_lane(result, index, format, bits);
         }
-        self.sse_flags(&env)?;
+        if env.flags != 0 {
+            self.sse_flags(&env)?;
+        }
         self.set_xmm(insn.op0_register(), result);
         Ok(Flow::Next)
     }
@@ -303,6 +330,7 @@ pub(in super::super) fn order_flags(order: Option<Ordering>) -> u64 {
 }
 
 /// The operands of result lane `index`, and what is to be done with them.
+#[inline]
 fn pair(op: Op, a: u128, b: u128, index: u32, format: Format, count: u32) -> (u64, u64, Op) {
     let same = (lane(a, index, format), lane(b, index, format));
     let neighbours = || {
@@ -324,6 +352,7 @@ fn pair(op: Op, a: u128, b: u128, index: u32, format: Format, count: u32) -> (u6
     (x, y, op)
 }
 
+#[cold]
 fn compute(env: &mut Env, op: Op, a: u64, b: u64, format: Format, immediate: u8) -> u64 {
     match op {
         Op::Host(op) => arithmetic(env, op, a, b, format),
