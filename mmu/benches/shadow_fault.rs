@@ -238,7 +238,9 @@ fn flushes(c: &mut Criterion) {
     group.bench_function("invlpg", |b| {
         b.iter(|| {
             let gva = Gva::new(black_box(MEMORY));
-            machine.mmu.invlpg(&mut vcpu, &machine.memory, &mut NoTlb, gva);
+            machine
+                .mmu
+                .invlpg(&mut vcpu, &machine.memory, &mut frames, &mut NoTlb, gva);
         });
     });
     for roots in [1, 2, 4, 16, ROOTS] {

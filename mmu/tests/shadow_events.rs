@@ -93,6 +93,32 @@ fn mmio_is_marked_and_then_checked() {
 }
 
 #[test]
+fn known_mmio_that_the_guest_may_not_write_is_a_walk_and_no_new_mark() {
+    let (mut machine, regs, mut own) = guest();
+    machine.ram.memory.set(0x4018, MMIO | RWU & !2);
+    machine.access(&mut own, &regs, 0x3008, READ);
+    for known in ["the cache", "the SPTE"] {
+        own.observer_mut().take();
+        machine.access(&mut own, &regs, 0x3008, WRITE);
+        let events = own.observer_mut().take();
+        assert_eq!(
+            events.last().map(String::as_str),
+            Some("kvm_mmu_walker_error pferr 7"),
+            "{known}"
+        );
+        assert!(
+            events
+                .iter()
+                .all(|event| !event.contains("mark") && !event.contains("requested"))
+        );
+        assert_eq!(
+            events.iter().any(|event| event.contains("handle_mmio")),
+            known == "the SPTE"
+        );
+    }
+}
+
+#[test]
 fn fault_of_the_guest_is_a_walk_with_an_error() {
     let (mut machine, regs, mut own) = guest();
     machine.access(&mut own, &regs, 0x1000, READ);

@@ -121,9 +121,13 @@ fn slot_change_makes_the_entry_stale_and_invlpg_removes_it() {
     machine.set_slots(0xffff, 1 << 15);
     assert_eq!(machine.access(&mut own, &regs, 0x3000, USER_WRITE), Seen::Mmio(MMIO));
     assert_eq!((own.stats().stale, own.stats().created), (1, 2));
-    machine
-        .mmu
-        .invlpg(&mut own, &*machine.ram, &mut machine.tlb, Gva::new(0x3fff));
+    machine.mmu.invlpg(
+        &mut own,
+        &*machine.ram,
+        &mut machine.frames(),
+        &mut machine.tlb,
+        Gva::new(0x3fff),
+    );
     assert_eq!(machine.tlb.one, 1);
     assert_eq!(machine.access(&mut own, &regs, 0x3000, USER_WRITE), Seen::Mmio(MMIO));
     assert_eq!(
@@ -137,9 +141,13 @@ fn fault_on_an_entry_that_was_zapped_meanwhile_is_tried_again() {
     let (mut machine, regs, mut own) = guest();
     unsync(&mut machine, &regs, &mut own);
     machine.access(&mut own, &regs, 0x3000, USER_WRITE);
-    machine
-        .mmu
-        .invlpg(&mut own, &*machine.ram, &mut machine.tlb, Gva::new(0x3000));
+    machine.mmu.invlpg(
+        &mut own,
+        &*machine.ram,
+        &mut machine.frames(),
+        &mut machine.tlb,
+        Gva::new(0x3000),
+    );
     assert_eq!(
         reserved_fault(&mut machine, &mut own, 0x3000, true),
         FaultOutcome::Retry

@@ -118,9 +118,13 @@ fn upper_tables_of_the_hypervisor_are_tracked_and_last_ones_catch_up() {
     // Now the hypervisor may write to that, and says that it did.
     assert_eq!(guest.l1_writes(5 << 12, 11 << 12 | USED), Seen::Ram(5 << 12));
     let Guest { machine, l2, .. } = &mut guest;
-    machine
-        .mmu
-        .invlpg(&mut l2.0, &*machine.ram, &mut machine.tlb, Gva::new(0));
+    machine.mmu.invlpg(
+        &mut l2.0,
+        &*machine.ram,
+        &mut machine.frames(),
+        &mut machine.tlb,
+        Gva::new(0),
+    );
     assert_eq!(guest.l2(0, READ), Seen::Ram(11 << 12));
     assert_eq!(guest.l1_writes(5 << 12, 0), Seen::Ram(5 << 12));
     let table = PagingState::new(&guest.l2.1);

@@ -8,7 +8,7 @@ mod machine;
 #[path = "common/recorder.rs"]
 mod recorder;
 
-use common::{WP, regs};
+use common::{AC, WP, regs};
 use machine::{Machine, Seen, range};
 use recorder::Recorder;
 use umbra_memslots::{AddressSpaceId, Gva};
@@ -67,6 +67,37 @@ fn current_root_and_three_before_it_are_remembered() {
 }
 
 #[test]
+fn roots_of_a_mode_that_remembers_none_are_kept_while_nothing_changes() {
+    let (mut machine, mut regs, mut own) = guest(64);
+    (regs.cr4, regs.efer) = (0, 0);
+    load(&mut machine, &mut own, &mut regs, 1);
+    assert_eq!(own.observer_mut().take().len(), 4);
+    load(&mut machine, &mut own, &mut regs, 1);
+    assert_eq!(own.observer_mut().take().len(), 0);
+    load(&mut machine, &mut own, &mut regs, 2);
+    assert_eq!(own.observer_mut().take().len(), 4);
+}
+
+#[test]
+fn remembered_roots_are_forgotten_when_tables_are_read_by_other_rules() {
+    let (mut machine, mut regs, mut own) = guest(64);
+    load(&mut machine, &mut own, &mut regs, 1);
+    load(&mut machine, &mut own, &mut regs, 2);
+    for _ in 0..2 {
+        regs.cr0 ^= WP;
+        own.observer_mut().take();
+        for root in [2, 1] {
+            load(&mut machine, &mut own, &mut regs, root);
+        }
+        assert_eq!(own.observer_mut().take().len(), 2, "asked for anew");
+    }
+    // It is no rule.
+    regs.rflags ^= AC;
+    load(&mut machine, &mut own, &mut regs, 2);
+    assert_eq!(own.observer_mut().take().len(), 0);
+}
+
+#[test]
 fn remembered_root_that_was_zapped_is_not_used() {
     let (mut machine, mut regs, mut own) = guest(64);
     load(&mut machine, &mut own, &mut regs, 1);
@@ -110,13 +141,17 @@ fn flush_of_a_pcid_is_not_forgotten_while_another_root_is_current() {
         },
     ] {
         let (mut machine, [first, _], mut own) = two_pcids();
-        machine.mmu.invpcid(&mut own, &*machine.ram, &mut machine.tlb, what);
+        machine
+            .mmu
+            .invpcid(&mut own, &*machine.ram, &mut machine.frames(), &mut machine.tlb, what);
         own.load_cr3(PagingState::new(&first), 1, true);
         assert_eq!(machine.access(&mut own, &first, 0, READ), Seen::Ram(0xb000), "{what:?}");
     }
     let (mut machine, [first, _], mut own) = two_pcids();
     let other = InvPcid::Context { pcid: 7 };
-    machine.mmu.invpcid(&mut own, &*machine.ram, &mut machine.tlb, other);
+    machine
+        .mmu
+        .invpcid(&mut own, &*machine.ram, &mut machine.frames(), &mut machine.tlb, other);
     own.load_cr3(PagingState::new(&first), 1, true);
     assert_eq!(machine.access(&mut own, &first, 0, READ), Seen::Ram(0xa000));
 }
@@ -125,7 +160,9 @@ fn flush_of_a_pcid_is_not_forgotten_while_another_root_is_current() {
 fn invpcid_of_the_current_context_takes_effect_at_once() {
     let (mut machine, [_, second], mut own) = two_pcids();
     let what = InvPcid::Context { pcid: 2 };
-    machine.mmu.invpcid(&mut own, &*machine.ram, &mut machine.tlb, what);
+    machine
+        .mmu
+        .invpcid(&mut own, &*machine.ram, &mut machine.frames(), &mut machine.tlb, what);
     assert_eq!(machine.access(&mut own, &second, 0, READ), Seen::Ram(0xb000));
 }
 

@@ -65,18 +65,37 @@ fn table_is_written_without_faults_and_the_change_seen_after_invlpg_of_that_page
     // As long as the guest doesn't flush, it may see the one or the other.
     assert_eq!(machine.access(&mut own, &regs, 0x1000, READ), Seen::Ram(0x9000));
     assert_eq!(faults(&own), before);
-    machine
-        .mmu
-        .invlpg(&mut own, &*machine.ram, &mut machine.tlb, Gva::new(0x2000));
+    machine.mmu.invlpg(
+        &mut own,
+        &*machine.ram,
+        &mut machine.frames(),
+        &mut machine.tlb,
+        Gva::new(0x2000),
+    );
     assert_eq!(machine.access(&mut own, &regs, 0x1000, READ), Seen::Ram(0x9000));
-    machine
-        .mmu
-        .invlpg(&mut own, &*machine.ram, &mut machine.tlb, Gva::new(0x1fff));
+    machine.mmu.invlpg(
+        &mut own,
+        &*machine.ram,
+        &mut machine.frames(),
+        &mut machine.tlb,
+        Gva::new(0x1fff),
+    );
     assert_eq!(machine.access(&mut own, &regs, 0x1000, READ), Seen::Ram(0xb000));
     // The table is still writable.
     let before = faults(&own);
     machine.access(&mut own, &regs, 0x4010, WRITE);
     assert_eq!(faults(&own), before);
+}
+
+#[test]
+fn page_is_forgotten_with_the_fault_that_the_guest_gets() {
+    let (mut machine, regs, mut own) = guest();
+    machine.ram.memory.set(TABLE + 0x10, 0xa000 | USED & !2);
+    assert_eq!(machine.access(&mut own, &regs, 0x2000, READ), Seen::Ram(0xa000));
+    machine.ram.memory.set(TABLE + 0x10, 0xb000 | USED & !2);
+    assert_eq!(machine.access(&mut own, &regs, 0x2000, READ), Seen::Ram(0xa000));
+    assert_eq!(machine.access(&mut own, &regs, 0x2000, WRITE), Seen::Fault(7));
+    assert_eq!(machine.access(&mut own, &regs, 0x2000, READ), Seen::Ram(0xb000));
 }
 
 #[test]
@@ -209,9 +228,13 @@ fn play(events: &[Event]) -> Result<(), TestCaseError> {
                 prop_assert_eq!(at, Seen::Ram(TABLE + 0x28));
             }
             Event::LoadCr3 => own.set_state(PagingState::new(&regs)),
-            Event::Invlpg => machine
-                .mmu
-                .invlpg(&mut own, &*machine.ram, &mut machine.tlb, Gva::new(0x5000)),
+            Event::Invlpg => machine.mmu.invlpg(
+                &mut own,
+                &*machine.ram,
+                &mut machine.frames(),
+                &mut machine.tlb,
+                Gva::new(0x5000),
+            ),
         }
     }
     Ok(())

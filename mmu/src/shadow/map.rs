@@ -43,15 +43,8 @@ impl<S: TableSpace> ShadowMmu<S> {
         fault: ShadowFault,
     ) -> Result<Found, FaultOutcome> {
         let access = fault.access;
-        let walk = observed_walk(&own.state, memory, observer, fault).map_err(|failure| match failure {
-            WalkFailure::Fault(fault) => {
-                own.stats.injected += 1;
-                observer.walker_error(fault.code);
-                FaultOutcome::Inject(fault)
-            }
-            WalkFailure::NonCanonical(gva) => FaultOutcome::NonCanonical(gva),
-            WalkFailure::Retry => FaultOutcome::Retry,
-        })?;
+        let walk = observed_walk(&own.state, memory, observer, fault);
+        let walk = walk.map_err(|failure| refused(own, observer, failure))?;
         let (set, frame) = frames.frame(walk.gpa.gfn());
         match frame {
             Some(frame) if frame.slot.invalid => return Err(FaultOutcome::Retry),
@@ -244,8 +237,21 @@ impl<S: TableSpace> ShadowMmu<S> {
     }
 }
 
+/// What a walk of the guest's tables that failed comes to.
+pub(super) fn refused<O: MmuObserver>(own: &mut Own, observer: &mut O, failure: WalkFailure) -> FaultOutcome {
+    match failure {
+        WalkFailure::Fault(fault) => {
+            own.stats.injected += 1;
+            observer.walker_error(fault.code);
+            FaultOutcome::Inject(fault)
+        }
+        WalkFailure::NonCanonical(gva) => FaultOutcome::NonCanonical(gva),
+        WalkFailure::Retry => FaultOutcome::Retry,
+    }
+}
+
 /// A walk of the guest's tables that the observer can follow.
-fn observed_walk<O: MmuObserver>(
+pub(super) fn observed_walk<O: MmuObserver>(
     state: &PagingState,
     memory: &impl GuestMemory,
     observer: &mut O,
@@ -267,7 +273,7 @@ fn key_of(state: &PagingState, walk: &GuestWalk) -> u8 {
 
 /// What the walk permits, less W while the guest's dirty flag is clear: the write that sets it must fault
 /// (`FNAME(protect_clean_gpte)`). After a write the flag is set, unless it lies in a read-only slot and never can be.
-fn clean_is_read_only(walk: &GuestWalk, wanted: Access) -> AccessMask {
+pub(super) fn clean_is_read_only(walk: &GuestWalk, wanted: Access) -> AccessMask {
     let dirty = walk.entries().last().is_none_or(|entry| entry.pte.has(GuestPte::DIRTY));
     if dirty || wanted.is_write() {
         walk.permissions.mask

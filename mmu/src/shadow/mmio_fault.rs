@@ -1,9 +1,10 @@
 //! A fault with the RSVD bit: MMIO that is known. No lock, no allocation, nothing shared written.
 //!
-//! KVM's `handle_mmio_page_fault`, with one addition: an access that the guest's tables may forbid takes the slow path,
-//! which knows exactly and gives the guest its fault. (KVM leaves that to its instruction emulator.)
+//! KVM's `handle_mmio_page_fault`. What KVM leaves to its instruction emulator is done here as well: for an access that the
+//! guest's tables may forbid, or for which they lack a flag, they are walked, without the lock.
 
 use super::link;
+use super::map::{clean_is_read_only, observed_walk, refused};
 use super::mmu::ShadowMmu;
 use super::outcome::{FaultOutcome, MmioAccess, ShadowFault};
 use super::ports::FrameSource;
@@ -15,32 +16,62 @@ use crate::mmio::{CachedMmio, Freshness, MmioEra, MmioSpte};
 use crate::observer::MmuObserver;
 use crate::tables::TableSpace;
 use crate::x86::access::Permissions;
-use crate::x86::{Access, PagingState};
-use umbra_memslots::{Gfn, Gva};
+use crate::x86::{Access, PagingMode, PagingState};
+use umbra_memslots::{GuestMemory, Gva};
+
+/// What is known of an address.
+enum Known {
+    /// It is MMIO.
+    Mmio(CachedMmio, MmioSource),
+    /// What the walker met isn't there any more.
+    Gone,
+}
 
 impl<S: TableSpace> ShadowMmu<S> {
-    /// `None`: nothing is known, or not for sure; take the slow path.
+    /// `None`: nothing is known; take the slow path.
     pub(super) fn handle_mmio_page_fault<O: MmuObserver>(
+        &self,
+        vcpu: &mut ShadowVcpu<O>,
+        memory: &impl GuestMemory,
+        frames: &mut impl FrameSource,
+        fault: ShadowFault,
+    ) -> Option<FaultOutcome> {
+        let (mmio, source) = match self.known_mmio(vcpu, frames, fault.gva)? {
+            Known::Mmio(mmio, source) => (mmio, source),
+            Known::Gone => return Some(FaultOutcome::Retry),
+        };
+        let ShadowVcpu { own, observer } = vcpu;
+        if surely_allowed(&own.state, mmio.access, fault.access) {
+            let gpa = mmio.gfn.base().wrapping_add(fault.gva.page_offset());
+            let access = mmio.access;
+            return Some(FaultOutcome::Emulate(MmioAccess { gpa, access, source }));
+        }
+        match observed_walk(&own.state, memory, observer, fault) {
+            Ok(walk) if walk.gpa.gfn() == mmio.gfn => Some(FaultOutcome::Emulate(MmioAccess {
+                gpa: walk.gpa,
+                access: clean_is_read_only(&walk, fault.access),
+                source,
+            })),
+            // The guest has changed its tables since.
+            Ok(_) => None,
+            Err(failure) => Some(refused(own, observer, failure)),
+        }
+    }
+
+    /// What is known of an address at which the walker met a reserved bit.
+    fn known_mmio<O: MmuObserver>(
         &self,
         ShadowVcpu { own, observer }: &mut ShadowVcpu<O>,
         frames: &mut impl FrameSource,
-        ShadowFault { gva, access, .. }: ShadowFault,
-    ) -> Option<FaultOutcome> {
+        gva: Gva,
+    ) -> Option<Known> {
         let SlotSet {
             generation,
             address_space,
         } = frames.current();
-        let emulate = |gfn: Gfn, access, source| {
-            let gpa = gfn.base().wrapping_add(gva.page_offset());
-            Some(FaultOutcome::Emulate(MmioAccess { gpa, access, source }))
-        };
         if let Some(cached) = own.cache.by_gva(gva, generation, address_space) {
-            let (gfn, mask) = (cached.gfn, cached.access);
-            if !surely_allowed(&own.state, mask, access) {
-                return None;
-            }
             own.stats.cache_hits += 1;
-            return emulate(gfn, mask, MmioSource::Cache);
+            return Some(Known::Mmio(*cached, MmioSource::Cache));
         }
         let layout = &self.layout;
         let era = MmioEra::of(generation, layout.generation_spans());
@@ -51,7 +82,7 @@ impl<S: TableSpace> ShadowMmu<S> {
         let entry = self.leaf(own, gva)?;
         let Some(spte) = MmioSpte::recognise(layout, entry) else {
             // Zapped, or replaced, since the CPU read it.
-            return Some(FaultOutcome::Retry);
+            return Some(Known::Gone);
         };
         let freshness = spte.check(layout, generation);
         observer.check_mmio_spte(spte, generation, spte.generation(layout), freshness == Freshness::Fresh);
@@ -59,20 +90,18 @@ impl<S: TableSpace> ShadowMmu<S> {
             own.stats.stale += u64::from(freshness == Freshness::Stale);
             return None;
         }
-        let (gfn, mask) = (spte.gfn(layout), spte.access(layout));
-        if !surely_allowed(&own.state, mask, access) {
-            return None;
-        }
-        own.stats.spte_hits += 1;
-        observer.handle_mmio_page_fault(Some(gva), gfn, mask);
-        own.cache.store(CachedMmio {
-            gfn,
+        let mmio = CachedMmio {
+            gfn: spte.gfn(layout),
             gva: own.cached_gva(gva),
-            access: mask,
+            access: spte.access(layout),
             generation,
             address_space,
-        });
-        emulate(gfn, mask, MmioSource::Spte)
+        };
+        own.stats.spte_hits += 1;
+        let traced = (own.state.mode != PagingMode::None).then_some(gva);
+        observer.handle_mmio_page_fault(traced, mmio.gfn, mmio.access);
+        own.cache.store(mmio);
+        Some(Known::Mmio(mmio, MmioSource::Spte))
     }
 
     /// The entry at which a walk for `gva` ends. `None` if the vCPU has no root, or tables were recycled during the walk.

@@ -20,6 +20,7 @@ use crate::observer::{MmuObserver, NoObserver};
 use crate::pool::TablePool;
 use crate::sync::{AtomicU64, Lock, Ordering};
 use crate::tables::{HeapTables, TableSpace};
+use crate::x86::PageFaultCode;
 use umbra_memslots::{AddressSpaceId, Generation, GfnRange, Gpa, GuestMemory};
 
 /// Fewer tables than this can't hold the roots of a vCPU and one path.
@@ -108,9 +109,28 @@ impl<S: TableSpace> ShadowMmu<S> {
         tlb: &mut impl TlbControl,
         fault: ShadowFault,
     ) -> FaultOutcome {
+        let outcome = self.handle(vcpu, memory, frames, tlb, fault);
+        if let FaultOutcome::Inject(fault) = outcome
+            && fault.code.has(PageFaultCode::PRESENT)
+            && !fault.code.has(PageFaultCode::RESERVED)
+        {
+            // A CPU that reports a fault forgets the translation (SDM vol. 3A, 4.10.4.1).
+            self.forget(vcpu, memory, frames, tlb, fault.gva);
+        }
+        outcome
+    }
+
+    fn handle<O: MmuObserver>(
+        &self,
+        vcpu: &mut ShadowVcpu<O>,
+        memory: &impl GuestMemory,
+        frames: &mut impl FrameSource,
+        tlb: &mut impl TlbControl,
+        fault: ShadowFault,
+    ) -> FaultOutcome {
         vcpu.own.stats.faults += 1;
         if fault.reserved
-            && let Some(outcome) = self.handle_mmio_page_fault(vcpu, frames, fault)
+            && let Some(outcome) = self.handle_mmio_page_fault(vcpu, memory, frames, fault)
         {
             return outcome;
         }

@@ -45,6 +45,29 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
         }
     }
 
+    /// Makes a leaf of level 1 anew from what the guest's table says now (`FNAME(invlpg)`). Says whether it did.
+    pub(super) fn renew(
+        &mut self,
+        guest: &GuestTables<'_, impl GuestMemory>,
+        frames: &mut impl FrameSource,
+        at: EntryLocation,
+    ) -> bool {
+        if !self.pages.invalidations.is_empty() {
+            return false;
+        }
+        let table = self.page(at.table).map(|page| (page.gfn, page.role));
+        let new = table.and_then(|(gfn, role)| guest.leaf_entry(gfn, role, at.index));
+        let Some((new, frame)) = new.and_then(|new| Some((new, at_hand(frames, new.gfn)?))) else {
+            return false;
+        };
+        if frame.log == DirtyLog::WriteProtection && new.access.contains(AccessMask::WRITE) {
+            frames.mark_dirty(new.gfn);
+        }
+        self.drop_entry(at);
+        self.map_ahead(at, new, &frame);
+        true
+    }
+
     /// By the guest's table, one by one. The first that can't be mapped ends it.
     fn prefetch_guests(
         &mut self,
@@ -156,6 +179,12 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
         self.observer.set_spte(at, gfn, 1, new.entry);
         u64::from(set == Set::Changed)
     }
+}
+
+/// The memory, if it is there and a leaf that isn't made for an access may map it.
+fn at_hand(frames: &mut impl FrameSource, gfn: Gfn) -> Option<FoundFrame> {
+    let (_, frame) = frames.frame(gfn);
+    frame.filter(|frame| !frame.slot.invalid && !frame.slot.read_only && frames.at_hand(gfn))
 }
 
 /// The memory, if it may be mapped ahead with these rights and is there.

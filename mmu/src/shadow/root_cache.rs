@@ -3,7 +3,7 @@
 
 use super::mmu::ShadowMmu;
 use super::pages::Writer;
-use super::ports::TlbControl;
+use super::ports::{FrameSource, TlbControl};
 use super::role::PageRole;
 use super::root::{RootTables, ShadowRoot, root_keys};
 use super::sync::GuestTables;
@@ -47,18 +47,25 @@ pub enum InvPcid {
     All,
 }
 
-impl Loaded {
-    /// The guest has flushed what is known by this root: it must catch up before it is used again.
-    pub(super) fn outdate(&mut self) {
-        self.behind = true;
-    }
-}
-
 impl Own {
     /// Another root is to be loaded; the current one is remembered.
     pub(super) fn leave_root(&mut self) {
         if let Some(root) = self.root.take().filter(|root| root.key.is_some()) {
             self.previous.insert(0, root);
+        }
+    }
+
+    /// The registers changed in a way that no root is made for.
+    pub(super) fn forget_roots(&mut self) {
+        self.root = None;
+        self.previous.clear();
+    }
+
+    /// The guest has flushed what is known by the roots of these PCIDs: they must catch up before they are used again.
+    pub(super) fn outdate_roots(&mut self, concerns: impl Fn(u16) -> bool) {
+        let roots = self.root.iter_mut().chain(&mut self.previous);
+        for root in roots.filter(|root| concerns(root.pcid)) {
+            root.behind = true;
         }
     }
 
@@ -99,10 +106,11 @@ impl<S: TableSpace> ShadowMmu<S> {
         &self,
         vcpu: &mut ShadowVcpu<O>,
         memory: &impl GuestMemory,
+        frames: &mut impl FrameSource,
         tlb: &mut impl TlbControl,
         gva: Gva,
     ) {
-        self.invalidate(vcpu, memory, tlb, gva, |_| true);
+        self.invalidate(vcpu, memory, frames, tlb, gva, |_| true);
     }
 
     /// INVPCID on this vCPU. Where PCIDs aren't in use there is only PCID 0.
@@ -110,6 +118,7 @@ impl<S: TableSpace> ShadowMmu<S> {
         &self,
         vcpu: &mut ShadowVcpu<O>,
         memory: &impl GuestMemory,
+        frames: &mut impl FrameSource,
         tlb: &mut impl TlbControl,
         what: InvPcid,
     ) {
@@ -118,22 +127,49 @@ impl<S: TableSpace> ShadowMmu<S> {
             InvPcid::All => true,
         };
         if let InvPcid::Address { gva, .. } = what {
-            self.invalidate(vcpu, memory, tlb, gva, concerns);
+            self.invalidate(vcpu, memory, frames, tlb, gva, concerns);
             return;
         }
         let own = &mut vcpu.own;
         if concerns(own.pcid) {
-            own.leave_root();
             own.cache.forget_gvas();
         }
-        let concerned = own.previous.iter_mut().filter(|root| concerns(root.pcid));
-        concerned.for_each(Loaded::outdate);
+        own.outdate_roots(concerns);
+    }
+
+    /// The guest got a fault at `gva`: what the current root knows of the page is brought up to date
+    /// (`kvm_inject_emulated_page_fault`).
+    pub(super) fn forget<O: MmuObserver>(
+        &self,
+        vcpu: &mut ShadowVcpu<O>,
+        memory: &impl GuestMemory,
+        frames: &mut impl FrameSource,
+        tlb: &mut impl TlbControl,
+        gva: Gva,
+    ) {
+        let ShadowVcpu { own, observer } = vcpu;
+        own.cache.forget_gva(gva);
+        let guest = GuestTables {
+            state: &own.state,
+            memory,
+        };
+        self.change(
+            observer,
+            || tlb.flush_all(),
+            |writer| {
+                if let Some(tables) = self.current_root(own) {
+                    writer.invalidate(&guest, frames, tables, gva);
+                }
+            },
+        );
+        tlb.flush_gva(gva);
     }
 
     fn invalidate<O: MmuObserver>(
         &self,
         vcpu: &mut ShadowVcpu<O>,
         memory: &impl GuestMemory,
+        frames: &mut impl FrameSource,
         tlb: &mut impl TlbControl,
         gva: Gva,
         concerns: impl Fn(u16) -> bool,
@@ -151,7 +187,7 @@ impl<S: TableSpace> ShadowMmu<S> {
                 let epoch = self.root_epoch.load(Ordering::Acquire);
                 let roots = own.root.iter().chain(&own.previous);
                 for root in roots.filter(|root| root.epoch == epoch && concerns(root.pcid)) {
-                    writer.invalidate(&guest, root.tables, gva);
+                    writer.invalidate(&guest, frames, root.tables, gva);
                 }
             },
         );
@@ -160,10 +196,10 @@ impl<S: TableSpace> ShadowMmu<S> {
         }
     }
 
-    /// The vCPU's root, if it has one that is still in use.
+    /// The vCPU's root, if it has one that is still in use, and up to date.
     pub(super) fn current_root(&self, own: &Own) -> Option<RootTables> {
         let root = own.root?;
-        (root.epoch == self.root_epoch.load(Ordering::Acquire)).then_some(root.tables)
+        (!root.behind && root.epoch == self.root_epoch.load(Ordering::Acquire)).then_some(root.tables)
     }
 
     pub(super) fn load_root<O: MmuObserver>(
@@ -183,7 +219,9 @@ impl<S: TableSpace> ShadowMmu<S> {
                 || tlb.flush_all(),
                 |writer| {
                     let epoch = self.root_epoch.load(Ordering::Acquire);
-                    let found = key.and_then(|key| own.find_root(Some(key), own.pcid, epoch));
+                    // The same root again, or a remembered one.
+                    let current = own.root.filter(|root| root.epoch == epoch);
+                    let found = current.or_else(|| key.and_then(|key| own.find_root(Some(key), own.pcid, epoch)));
                     own.stats.root_hits += u64::from(found.is_some());
                     let catch_up = found.is_none_or(|root| root.behind);
                     let tables = match found {

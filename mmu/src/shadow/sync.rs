@@ -5,6 +5,7 @@
 
 use super::leaf;
 use super::pages::Writer;
+use super::ports::FrameSource;
 use super::role::PageRole;
 use super::root::{RootTables, entry_of};
 use crate::access_mask::AccessMask;
@@ -119,13 +120,20 @@ impl<S: TableSpace, O: MmuObserver> Writer<'_, S, O> {
         }
     }
 
-    /// What is known of one page catches up; an MMIO SPTE goes (`kvm_mmu_invlpg`). Pages that aren't unsync can't be behind.
-    pub(super) fn invalidate(&mut self, guest: &GuestTables<'_, impl GuestMemory>, root: RootTables, gva: Gva) {
+    /// What is known of one page is thrown away, and made anew where that takes no time; else it catches up (`kvm_mmu_invlpg`).
+    /// Pages that aren't unsync can't be behind.
+    pub(super) fn invalidate(
+        &mut self,
+        guest: &GuestTables<'_, impl GuestMemory>,
+        frames: &mut impl FrameSource,
+        root: RootTables,
+        gva: Gva,
+    ) {
         let mut next = root.start(gva);
         while let Some((table, level)) = next {
             let at = entry_of(table, level, gva);
             let Some(page) = self.page(table) else { return };
-            if page.unsync {
+            if page.unsync && !self.renew(guest, frames, at) {
                 if MmioSpte::recognise(self.layout, self.load(at)).is_some() {
                     self.drop_entry(at);
                 }

@@ -5,7 +5,7 @@ use crate::mmio::VcpuMmioCache;
 use crate::observer::{MmuObserver, NoObserver};
 use crate::x86::PagingState;
 use alloc::vec::Vec;
-use umbra_memslots::Gva;
+use umbra_memslots::{Gpa, Gva};
 
 /// Counts of one vCPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -127,8 +127,11 @@ impl<O: MmuObserver> ShadowVcpu<O> {
     ///
     /// RFLAGS.AC and PKRU may change without the root: a walker has them itself.
     pub fn set_state(&mut self, state: PagingState) {
+        if rules_of(&self.own.state) != rules_of(&state) {
+            self.own.forget_roots();
+        }
         self.load_cr3(state, self.own.pcid, true);
-        self.own.previous.iter_mut().for_each(Loaded::outdate);
+        self.own.outdate_roots(|_| true);
     }
 
     /// CR3 was loaded, in an address space of this PCID (0 where PCIDs aren't in use). With `keep` (bit 63 of the value)
@@ -136,10 +139,11 @@ impl<O: MmuObserver> ShadowVcpu<O> {
     /// tables.
     pub fn load_cr3(&mut self, state: PagingState, pcid: u16, keep: bool) {
         let own = &mut self.own;
-        own.leave_root();
+        if own.state != state || own.pcid != pcid {
+            own.leave_root();
+        }
         if !keep {
-            let concerned = own.previous.iter_mut().filter(|root| root.pcid == pcid);
-            concerned.for_each(Loaded::outdate);
+            own.outdate_roots(|root| root == pcid);
         }
         own.state = state;
         own.pcid = pcid;
@@ -164,5 +168,18 @@ impl<O: MmuObserver> ShadowVcpu<O> {
     /// The observer, to be told of what is done on behalf of this vCPU.
     pub fn observer_mut(&mut self) -> &mut O {
         &mut self.observer
+    }
+}
+
+/// What of the registers decides how tables are read: when it changes, no root is of use any more (KVM's
+/// `KVM_MMU_*_ROLE_BITS`).
+const fn rules_of(state: &PagingState) -> PagingState {
+    let keys = if state.keys.is_some() { Some(0) } else { None };
+    PagingState {
+        root: Gpa::new(0),
+        pdptes: [0; 4],
+        ac: false,
+        keys,
+        ..*state
     }
 }

@@ -276,6 +276,11 @@ impl Machine {
         cpu
     }
 
+    /// A vCPU's view of the slots.
+    pub fn frames(&self) -> Frames {
+        Frames(Rc::clone(&self.ram))
+    }
+
     /// One access of a vCPU, as often as it takes.
     pub fn access(
         &mut self,

@@ -346,9 +346,13 @@ pub fn run(mode: u8, steps: Vec<Step>, entries: &[u64], setting: Setting) -> Res
             Step::Invlpg { vcpu, parts } => {
                 let cpu = &mut cpus[vcpu];
                 let gva = address(PagingMode::of(&cpu.regs), parts);
-                machine
-                    .mmu
-                    .invlpg(&mut cpu.own, &*machine.ram, &mut machine.tlb, Gva::new(gva));
+                machine.mmu.invlpg(
+                    &mut cpu.own,
+                    &*machine.ram,
+                    &mut machine.frames(),
+                    &mut machine.tlb,
+                    Gva::new(gva),
+                );
                 cpu.invalidated.insert((cpu.pcid, gva >> 12), history.now());
             }
             Step::LoadCr3 { vcpu, pcid, keep } => {
@@ -375,7 +379,13 @@ pub fn run(mode: u8, steps: Vec<Step>, entries: &[u64], setting: Setting) -> Res
                     1 => InvPcid::Context { pcid },
                     _ => InvPcid::All,
                 };
-                machine.mmu.invpcid(&mut cpu.own, &*machine.ram, &mut machine.tlb, what);
+                machine.mmu.invpcid(
+                    &mut cpu.own,
+                    &*machine.ram,
+                    &mut machine.frames(),
+                    &mut machine.tlb,
+                    what,
+                );
                 match kind {
                     0 => drop(cpu.invalidated.insert((pcid, gva >> 12), history.now())),
                     1 => cpu.flushed[usize::from(pcid)] = history.now(),

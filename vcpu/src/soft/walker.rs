@@ -158,7 +158,8 @@ impl Walker {
     /// INVLPG.
     pub fn invalidate(&mut self, tlb: &mut Tlb, at: Gva) {
         self.ask(tlb, |own, slots, flush| {
-            own.shared.mmu.invlpg(&mut own.vcpu, &**slots, flush, at);
+            let mut frames = Frames(&mut own.slots);
+            own.shared.mmu.invlpg(&mut own.vcpu, &**slots, &mut frames, flush, at);
         });
         tlb.flush_page(at);
     }

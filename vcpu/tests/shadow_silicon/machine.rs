@@ -207,8 +207,10 @@ impl Machine {
     }
 
     pub fn invlpg(&mut self, vcpu: &mut ShadowVcpu, gva: u64) {
+        let memory = self.ram.snapshot();
+        let mut frames = SlotFrames(&mut self.reader);
         self.mmu
-            .invlpg(vcpu, &*self.ram.snapshot(), &mut self.tlb, Gva::new(gva));
+            .invlpg(vcpu, &*memory, &mut frames, &mut self.tlb, Gva::new(gva));
     }
 
     pub fn zap_page(&mut self, page: u64) {
