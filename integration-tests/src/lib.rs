@@ -2,9 +2,10 @@
 //!
 //! Read in this order: [`matrix`] (what a test can run on), [`console`] (talking with a guest), [`vmlinux`],
 //! [`multiboot`] and [`linux_init`] (guests), [`lab`] (a machine with stock KVM in it), [`guest_files`] (what guests boot there),
-//! [`trace`] (what KVM says it did).
+//! [`trace`] (what KVM says it did), [`events`] (whether our shadow MMU does the same).
 
 pub mod console;
+pub mod events;
 pub mod guest_files;
 pub mod lab;
 pub mod linux_init;

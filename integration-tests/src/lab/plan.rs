@@ -44,7 +44,7 @@ impl Suite {
         let target = executable.target.as_str();
         match (executable.package.as_str(), target) {
             ("umbra-vcpu", _) => self == Self::Kvm && target.starts_with("kvm_"),
-            (_, "guest_mmio_trace") => self == Self::Trace,
+            (_, "guest_mmio_trace" | "guest_events") => self == Self::Trace,
             (_, "guest_boot") => self == Self::Boot,
             _ => self == Self::Kvm && target.starts_with("guest_"),
         }

@@ -1,11 +1,84 @@
-//! Reads lines of `/sys/kernel/tracing/trace` (`arch/x86/kvm/mmu/mmutrace.h` says what each event prints).
+//! [`Event`]: what happened in an MMU, as KVM's `kvmmmu` tracepoints say it. Addresses and frames of the host are not kept.
 
-use umbra_memslots::Gfn;
+use umbra_memslots::{Gfn, Gpa, Gva};
 use umbra_mmu::AccessMask;
+use umbra_mmu::shadow::PageRole;
 
-/// One event about MMIO SPTEs, or the name of another.
+/// One event.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
+    /// `kvm_page_fault` (of the group `kvm`): the CPU reported a fault.
+    PageFault {
+        /// CR2.
+        address: Gva,
+        /// The error code.
+        code: u32,
+    },
+    /// A walk of the guest's tables begins.
+    PagetableWalk {
+        /// What is to be translated.
+        address: Gva,
+        /// The error code of the fault, without RSVD; or what kind of access the emulator wants to make.
+        code: u32,
+    },
+    /// The walk read an entry.
+    PagingElement {
+        /// The entry.
+        pte: u64,
+        /// Its level.
+        level: u8,
+    },
+    /// The walk sets an accessed flag.
+    SetAccessedBit {
+        /// Where the entry is.
+        gpa: Gpa,
+    },
+    /// The walk sets a dirty flag.
+    SetDirtyBit {
+        /// Where the entry is.
+        gpa: Gpa,
+    },
+    /// The walk ended in a fault for the guest.
+    WalkerError {
+        /// Its error code.
+        code: u32,
+    },
+    /// A shadow page was asked for.
+    GetPage {
+        /// Which.
+        page: Page,
+        /// There was none yet.
+        created: bool,
+    },
+    /// A shadow page catches up with the guest's table, or goes while it is behind.
+    SyncPage(Page),
+    /// A shadow page may be behind from now on.
+    UnsyncPage(Page),
+    /// A shadow page goes.
+    PrepareZapPage {
+        /// Which.
+        page: Page,
+        /// It was out of use already: a root that is let go by the last vCPU.
+        invalid: bool,
+    },
+    /// A leaf is to be made.
+    SpteRequested {
+        /// For which frame.
+        gfn: Gfn,
+        /// The frame has memory.
+        memory: bool,
+        /// Of which level.
+        level: u8,
+    },
+    /// A leaf was made.
+    SetSpte {
+        /// The first frame that it maps.
+        gfn: Gfn,
+        /// Its level.
+        level: u8,
+        /// All its bits but the address.
+        flags: u64,
+    },
     /// An MMIO SPTE was made.
     MarkMmioSpte {
         /// The frame without a memslot.
@@ -30,11 +103,26 @@ pub enum Event {
     HandleMmioPageFault {
         /// Faulting address: guest-virtual with shadow paging, guest-physical with nested.
         address: u64,
-        /// What KVM decoded from the SPTE.
+        /// What was decoded from the SPTE.
         gfn: Gfn,
-        /// What KVM decoded from the SPTE.
+        /// What was decoded from the SPTE.
         access: AccessMask,
     },
+    /// A write that was forbidden was looked at without the lock.
+    FastPageFault {
+        /// The address.
+        address: Gva,
+        /// What was there, without the address.
+        old: u64,
+        /// What is there now.
+        new: u64,
+        /// The write was allowed already.
+        spurious: bool,
+        /// It is allowed now.
+        fixed: bool,
+    },
+    /// All shadow pages go out of sight.
+    ZapAllFast,
     /// An entry of the nested tables changed.
     TdpMmuSpteChanged {
         /// First frame the entry maps.
@@ -53,156 +141,49 @@ pub enum Event {
     },
 }
 
-/// An event that doesn't print what it should.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("trace line {line:?}: no {field:?} in it")]
-pub struct ParseError {
-    line: String,
-    field: &'static str,
+/// A shadow page, as far as KVM's trace tells of its role.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Page {
+    /// The frame of the guest's table, or the first that a direct page maps.
+    pub gfn: Gfn,
+    /// Level of its entries.
+    pub level: u8,
+    /// Bytes of the guest's entries.
+    pub entry_bytes: u8,
+    /// Which part of a table of 1024 entries.
+    pub quadrant: u8,
+    /// It shadows no table.
+    pub direct: bool,
+    /// What the tables above allow.
+    pub access: AccessMask,
+    /// No-execute is in force on the shadow tables.
+    pub no_execute: bool,
 }
 
-/// The events of a trace. Comments, lost-event notices and empty lines are passed over.
-///
-/// # Errors
-/// An event that this knows lacks a field, so the kernel prints it differently.
-pub fn parse(trace: &str) -> Result<Vec<Event>, ParseError> {
-    trace
-        .lines()
-        .filter(|line| !line.starts_with('#') && !line.starts_with("CPU:"))
-        .filter_map(split)
-        .map(|(name, fields)| event(name, fields))
-        .collect()
-}
-
-/// `task-pid [cpu] flags time: name: fields` to name and fields.
-fn split(line: &str) -> Option<(&str, &str)> {
-    let (_, event) = line.split_once("] ")?.1.split_once(": ")?;
-    event.split_once(": ").or_else(|| Some((event.strip_suffix(':')?, "")))
-}
-
-fn event(name: &str, fields: &str) -> Result<Event, ParseError> {
-    let hex = |field: &'static str| hex_after(fields, field);
-    let gfn = || Ok(Gfn::from_masked(hex("gfn ")?));
-    Ok(match name {
-        "mark_mmio_spte" => Event::MarkMmioSpte {
-            gfn: gfn()?,
-            access: access(fields)?,
-            generation: narrow(fields, "gen ")?,
-        },
-        "check_mmio_spte" => Event::CheckMmioSpte {
-            spte: hex("spte ")?,
-            kvm_generation: narrow(fields, "kvm_gen ")?,
-            spte_generation: narrow(fields, "spte-gen ")?,
-            valid: hex("valid ")? != 0,
-        },
-        "handle_mmio_page_fault" => Event::HandleMmioPageFault {
-            address: hex("addr:")?,
-            gfn: gfn()?,
-            access: access(fields)?,
-        },
-        "kvm_tdp_mmu_spte_changed" => Event::TdpMmuSpteChanged {
-            gfn: gfn()?,
-            level: narrow(fields, "level ")?,
-            old: hex("old_spte ")?,
-            new: hex("new_spte ")?,
-        },
-        _ => Event::Other { name: name.to_owned() },
-    })
-}
-
-fn access(fields: &str) -> Result<AccessMask, ParseError> {
-    narrow(fields, "access ").map(AccessMask::from_masked)
-}
-
-fn narrow<T: TryFrom<u64>>(fields: &str, field: &'static str) -> Result<T, ParseError> {
-    T::try_from(hex_after(fields, field)?).map_err(|_| missing(fields, field))
-}
-
-fn missing(fields: &str, field: &'static str) -> ParseError {
-    ParseError {
-        line: fields.to_owned(),
-        field,
+impl Page {
+    /// From our own role.
+    #[must_use]
+    pub fn new(gfn: Gfn, role: PageRole) -> Self {
+        Self {
+            gfn,
+            level: role.level(),
+            entry_bytes: if role.has_4_byte_gpte() { 4 } else { 8 },
+            quadrant: role.quadrant(),
+            direct: role.is_direct(),
+            access: role.access(),
+            no_execute: role.word() & EFER_NX != 0,
+        }
     }
 }
 
-/// The hexadecimal number after `field`, with or without `0x`. A field starts the line or follows a space.
-fn hex_after(fields: &str, field: &'static str) -> Result<u64, ParseError> {
-    let start = fields
-        .match_indices(field)
-        .find(|(at, _)| *at == 0 || fields.as_bytes()[at - 1] == b' ')
-        .ok_or_else(|| missing(fields, field))?
-        .0
-        + field.len();
-    let number = fields[start..].split_whitespace().next().unwrap_or_default();
-    u64::from_str_radix(number.trim_start_matches("0x"), 16).map_err(|_| missing(fields, field))
-}
+/// `efer_nx` of KVM's role word.
+const EFER_NX: u32 = 1 << 12;
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The bits of an x86 entry that hold an address.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-    /// Debian's 6.1.0-56-cloud-amd64, in the lab.
-    const RECORDED: &str = "\
-# tracer: nop
-#
-# entries-in-buffer/entries-written: 5/5   #P:2
-#
-#           TASK-PID     CPU#  |||||  TIMESTAMP  FUNCTION
-#              | |         |   |||||     |         |
-           <...>-105     [001] .....     4.933518: kvm_mmu_spte_requested: gfn d0000 pfn 8000000000000000 level 1
-           <...>-105     [001] ...1.     4.933520: kvm_tdp_mmu_spte_changed: as id 0 gfn d0000 level 1 old_spte 0 new_spte 80000d0000017
-           <...>-105     [001] ...1.     4.933601: mark_mmio_spte: sptep:0000000007a509c0 gfn d0000 access 7 gen 2
- mmio_spte_same_-105     [001] .....     4.933958: check_mmio_spte: spte 80000d0000017 kvm_gen 4 spte-gen 2 valid 0
- mmio_spte_same_-105     [001] .....     4.989521: handle_mmio_page_fault: addr:d0000004 gfn d0000 access 6
-";
-
-    #[test]
-    fn parse_recorded_trace_every_event() {
-        let gfn = Gfn::from_masked(0xd0000);
-        assert_eq!(
-            parse(RECORDED).expect("as recorded"),
-            [
-                Event::Other {
-                    name: "kvm_mmu_spte_requested".to_owned()
-                },
-                Event::TdpMmuSpteChanged {
-                    gfn,
-                    level: 1,
-                    old: 0,
-                    new: 0x0008_0000_d000_0017
-                },
-                Event::MarkMmioSpte {
-                    gfn,
-                    access: AccessMask::ALL,
-                    generation: 2
-                },
-                Event::CheckMmioSpte {
-                    spte: 0x0008_0000_d000_0017,
-                    kvm_generation: 4,
-                    spte_generation: 2,
-                    valid: false
-                },
-                Event::HandleMmioPageFault {
-                    address: 0xd000_0004,
-                    gfn,
-                    access: AccessMask::WRITE | AccessMask::USER
-                },
-            ]
-        );
-    }
-
-    #[test]
-    fn parse_lost_events_notice_is_passed_over() {
-        assert_eq!(parse("CPU:1 [LOST 12 EVENTS]\n\n"), Ok(vec![]));
-    }
-
-    #[test]
-    fn parse_event_without_its_field_is_an_error() {
-        let line = RECORDED
-            .lines()
-            .find(|line| line.contains("mark_mmio"))
-            .expect("recorded");
-        let error = parse(&line.replace("gfn", "page")).expect_err("no gfn");
-        assert!(error.to_string().contains("no \"gfn \" in it"), "{error}");
-    }
+/// An entry without the address.
+#[must_use]
+pub const fn without_address(entry: u64) -> u64 {
+    entry & !ADDRESS
 }

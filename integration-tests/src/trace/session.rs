@@ -1,6 +1,7 @@
-//! Switches the `kvmmmu` tracepoints on and collects what they print. One user at a time: the buffer is the kernel's.
+//! Switches KVM's tracepoints on and collects what they print. One user at a time: the buffer is the kernel's.
 
-use super::event::{Event, ParseError, parse};
+use super::event::Event;
+use super::parse::{ParseError, parse};
 use std::path::PathBuf;
 
 /// Room per CPU for the events between two readings.
@@ -36,7 +37,7 @@ pub enum TraceError {
 }
 
 impl Session {
-    /// Switches these tracepoints of the `kvmmmu` group on, with an empty buffer.
+    /// Switches these tracepoints on (`group/name`), with an empty buffer.
     ///
     /// # Errors
     /// No tracefs, no such event (KVM is not loaded), or no permission.
@@ -48,7 +49,7 @@ impl Session {
         session.write("buffer_size_kb", &BUFFER_KIB.to_string())?;
         session.clear()?;
         for event in events {
-            session.write(&format!("events/kvmmmu/{event}/enable"), "1")?;
+            session.write(&format!("events/{event}/enable"), "1")?;
         }
         Ok(session)
     }
@@ -89,7 +90,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         for event in &self.events {
             // The test is over either way, and the next session starts by clearing.
-            let _ = self.write(&format!("events/kvmmmu/{event}/enable"), "0");
+            let _ = self.write(&format!("events/{event}/enable"), "0");
         }
     }
 }

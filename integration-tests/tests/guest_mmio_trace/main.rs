@@ -17,10 +17,10 @@ use umbra_mmu::mmio::{Freshness, MmioGen, MmioSpte};
 use umbra_mmu::shadow::{CpuidResult, EntryFormat, HostParams, SpteLayout};
 
 const EVENTS: [&str; 4] = [
-    "mark_mmio_spte",
-    "check_mmio_spte",
-    "handle_mmio_page_fault",
-    "kvm_tdp_mmu_spte_changed",
+    "kvmmmu/mark_mmio_spte",
+    "kvmmmu/check_mmio_spte",
+    "kvmmmu/handle_mmio_page_fault",
+    "kvmmmu/kvm_tdp_mmu_spte_changed",
 ];
 
 /// Slot updates between two rounds of touching, so that the generations are spread over the low and the high part of
@@ -137,7 +137,7 @@ impl Comparison {
                     self.raw += 1;
                 }
             }
-            Event::TdpMmuSpteChanged { .. } | Event::Other { .. } => {}
+            _ => {}
         }
     }
 }
