@@ -110,6 +110,76 @@ fn instructions_that_kvm_may_not_know_have_their_effect() {
 }
 
 #[test]
+fn syscall_from_user_code_arrives_in_the_kernel() {
+    const USER: u64 = 0x1_3000;
+    const USER_STACK: u64 = 0x1_f000;
+    const ENTRY: u64 = 0x1_4000;
+    /// Where the kernel has RAM for itself: the second 2 MiB of linear memory, mapped to the first.
+    const KERNEL: u64 = 0x20_0000;
+    const SECOND_ENTRY: usize = 0xa008;
+    const TSS: u64 = 0x7000;
+    const STAR: u32 = 0xc000_0081;
+    const LSTAR: u32 = 0xc000_0082;
+    const SFMASK: u32 = 0xc000_0084;
+    let Some((guest, mut vcpu)) = guest(|a| {
+        for (number, high, low) in [
+            (STAR, 0x0018_0008u32, 0u32),
+            (LSTAR, 0, (KERNEL + ENTRY) as u32),
+            (SFMASK, 0, 0x700),
+        ] {
+            a.mov(ecx, number)?;
+            a.mov(edx, high)?;
+            a.mov(eax, low)?;
+            a.wrmsr()?;
+        }
+        // SS, RSP, RFLAGS, CS, RIP of the user.
+        a.push(0x23)?;
+        a.push(USER_STACK as i32)?;
+        a.push(2)?;
+        a.push(0x2b)?;
+        a.push(USER as i32)?;
+        a.iretq()
+    }) else {
+        return;
+    };
+    guest.load(64, USER, |a| {
+        a.mov(eax, 77)?;
+        a.syscall()
+    });
+    guest.load(64, ENTRY, |a| {
+        a.mov(rbx, RESULTS)?;
+        a.mov(qword_ptr(rbx), rcx)?;
+        a.mov(qword_ptr(rbx + 8), rsp)?;
+        a.mov(word_ptr(rbx + 16), cs)?;
+        a.mov(word_ptr(rbx + 18), ss)?;
+        a.mov(dword_ptr(rbx + 20), eax)?;
+        a.hlt()
+    });
+    // As Linux begins its handlers.
+    guest.load(64, HANDLER + 16 * 14, |a| {
+        a.clac()?;
+        a.hlt()
+    });
+    guest.ram.write(SECOND_ENTRY, &0x83u64.to_le_bytes());
+    for (index, descriptor) in [(4, 0x00cf_f300_0000_ffff_u64), (5, 0x00af_fb00_0000_ffff)] {
+        guest.ram.write(GDT + 8 * index, &descriptor.to_le_bytes());
+    }
+    guest.ram.write(TSS as usize + 4, &0x1_e000u64.to_le_bytes());
+    let mut system = vcpu.system_regs().unwrap();
+    system.gdt.limit = 0x2f;
+    // SCE, and NXE: without it, the error code does not tell a fetch.
+    system.efer |= 1 | 1 << 11;
+    system.tr.base = TSS;
+    vcpu.set_system_regs(&system).unwrap();
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Hlt);
+    let result = |offset: usize| guest.ram.read_u64(RESULTS as usize + offset);
+    assert_eq!(result(0), USER + 7, "RIP in RCX");
+    assert_eq!(result(8), USER_STACK, "the stack is still the user's");
+    assert_eq!(result(16), 77 << 32 | 16 << 16 | 8, "EAX, SS, CS");
+    println!("by the core: {:?}", vcpu.counts().by_mnemonic());
+}
+
+#[test]
 fn xsave_state_goes_through_memory_and_back() {
     let Some((guest, mut vcpu)) = guest(|a| {
         a.xor(ecx, ecx)?;

@@ -117,7 +117,10 @@ pub fn figures(host: &Host) -> Result<Plan, LabError> {
 }
 
 /// Where `lab/build-small-kernel` leaves its results.
-fn small_kernel() -> Result<PathBuf, LabError> {
+///
+/// # Errors
+/// It was never run.
+pub fn small_kernel() -> Result<PathBuf, LabError> {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))

@@ -50,6 +50,12 @@ pub trait EmulationHost: VcpuBackend {
     /// The host failed.
     fn flush_translations(&mut self) -> Result<(), BackendError>;
 
+    /// Whether a `syscall` that the backend executes may come to the entry point of the guest's kernel with the rights of
+    /// user code. The fallback then mends it as soon as it sees it.
+    fn leaves_syscalls_half_done(&self) -> bool {
+        false
+    }
+
     /// Guest memory was written on behalf of an instruction: `bytes` bytes at `gpa`, not across a page. For backends that
     /// have derived something from it.
     fn wrote_memory(&mut self, _gpa: Gpa, _bytes: usize) {}

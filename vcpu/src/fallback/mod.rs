@@ -3,9 +3,10 @@
 //!
 //! Guest memory is reached through the guest's own page tables ([`umbra_mmu::guest_walk`]) and the memory slots, devices
 //! through the exits that the run loop answers anyway. Read in this order: [`host`] (what it needs of the backend),
-//! `replay` (how an instruction waits for a device), `guest` (the core's world), this file.
+//! `replay` (how an instruction waits for a device), `guest` (the core's world), this file, `half_syscall`.
 
 mod guest;
+mod half_syscall;
 pub mod host;
 mod parts;
 pub(crate) mod replay;
@@ -34,6 +35,8 @@ pub struct Fallback<B> {
     /// What the last exit asks for, if it was ours.
     asked: Option<(Request, VmExit)>,
     counts: FallbackCounts,
+    /// See [`EmulationHost::leaves_syscalls_half_done`].
+    half_syscalls: bool,
 }
 
 /// How often which instruction was executed in software. Shared by whoever reports it.
@@ -74,6 +77,7 @@ impl<B: EmulationHost> Fallback<B> {
     /// Wraps a backend whose guest has the memory that `slots` shows.
     pub fn new(backend: B, slots: SlotReader) -> Self {
         Self {
+            half_syscalls: backend.leaves_syscalls_half_done(),
             backend,
             slots,
             replay: Replay::default(),
@@ -117,6 +121,9 @@ impl<B: EmulationHost> Fallback<B> {
             before.clone(),
             Guest::new(&mut self.backend, self.slots.snapshot(), &mut self.replay, &before)?,
         );
+        if self.half_syscalls {
+            half_syscall::put_back(&mut cpu);
+        }
         let insn = match cpu.fetch() {
             Ok(insn) => insn,
             Err(stop) => {

@@ -1,5 +1,6 @@
 //! A KVM vCPU's state in every detail, for the fallback to the instruction core.
 
+use super::caps::KvmKind;
 use super::vcpu::{KvmVcpu, host};
 use crate::backend::BackendError;
 use crate::emulate::fpu::FpuState;
@@ -89,6 +90,10 @@ impl EmulationHost for KvmVcpu {
         }
         events.interrupt.shadow = u8::from(shadow);
         fd.set_vcpu_events(&events).map_err(host("KVM_SET_VCPU_EVENTS"))
+    }
+
+    fn leaves_syscalls_half_done(&self) -> bool {
+        KvmKind::detect() == KvmKind::Pagetable
     }
 
     fn flush_translations(&mut self) -> Result<(), BackendError> {
