@@ -8,7 +8,8 @@
 //! Read in this order: [`state`], [`environment`], this file, `dispatch`, then any family of instructions: `arith`,
 //! `logic`, `shift`, `muldiv`, `moves`, `bits`, `stack`, `string`, `control_flow`, `flag_ops`, `bcd`, `port_io`;
 //! segmentation in `address`, `descriptor`, `segment`, `far`, [`interrupt`], `iret`, `syscall`; the rest of the system
-//! side in `control_regs`, [`msr`], `system`, `xsave`, `x87`; XMM registers in `sse`.
+//! side in `control_regs`, [`msr`], `system`, `xsave`, `x87`; XMM and MMX registers in `sse`;
+//! numbers and their rounding in `float`.
 
 mod address;
 mod arith;

@@ -4,6 +4,7 @@
 //! comparison, `crc32`), `float` (arithmetic and comparison), `convert` and `mmx` what else there is; `control` is MXCSR.
 //! This file fetches operands, checks alignment and stores results.
 
+mod approximate;
 mod control;
 mod convert;
 pub(super) mod float;

@@ -6,8 +6,8 @@
 //! With CR0.NE = 0 it is not reported at all, as on a board that answers FERR# with IGNNE#. The pointers to the last
 //! instruction and its operand are kept for instructions that raise such an exception; that is what AMD's processors show.
 //!
-//! Files: `load_store`, `arith`, `compare`, `scale` (`fprem fscale fxtract frndint`), `stack`, `transcendental` (with its
-//! numbers in `wide`), `control` and `image` (`fnstenv` and relatives).
+//! Files: `load_store`, `arith`, `compare`, `scale` (`fprem fscale fxtract frndint`), `stack`, `transcendental` (by the
+//! `series` of `wide` numbers), `control` and `image` (`fnstenv` and relatives).
 
 mod arith;
 mod compare;
@@ -15,6 +15,7 @@ mod control;
 mod image;
 mod load_store;
 mod scale;
+mod series;
 mod stack;
 mod transcendental;
 mod wide;
