@@ -7,6 +7,7 @@ use std::sync::Arc;
 use umbra_devices::models::cmos::{self, Cmos, MemorySize};
 use umbra_devices::models::i8042::{self, I8042};
 use umbra_devices::models::ioapic::{self, IoApic};
+use umbra_devices::models::lapic::{self, ApicBus};
 use umbra_devices::models::pm::{self, PowerControl, ResetControl};
 use umbra_devices::models::serial::{self, Serial};
 use umbra_devices::testing::RecordingMsiSink;
@@ -15,7 +16,7 @@ use umbra_devices::{IrqLine, ManualClock};
 
 fuzz_target!(|data: &[u8]| {
     let Some((choice, data)) = data.split_first() else { return };
-    match choice % 6 {
+    match choice % 7 {
         0 => device(data, serial::regs::LEN, &Serial::new(io::sink(), IrqLine::detached())),
         1 => device(data, i8042::regs::LEN, &I8042::new()),
         2 => {
@@ -24,6 +25,10 @@ fuzz_target!(|data: &[u8]| {
         }
         3 => device(data, pm::regs::LEN, &PowerControl::new()),
         4 => device(data, ioapic::regs::LEN, &IoApic::new(Arc::new(RecordingMsiSink::default()))),
+        5 => {
+            let bus = ApicBus::new(2, Arc::new(ManualClock::default()), 1);
+            device(data, lapic::regs::LEN, &*bus.apics()[0]);
+        }
         _ => device(data, ResetControl::LEN, &ResetControl::new()),
     }
 });

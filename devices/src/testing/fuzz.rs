@@ -1,6 +1,7 @@
 //! The bodies of the fuzz targets (`fuzz/fuzz_targets`), which ordinary tests run too. Each takes arbitrary bytes, makes a
 //! history of them, and panics if something breaks.
 
+use super::apic_model::{ApicPair, ApicStep};
 use super::bus_model::{BusPair, BusStep};
 use crate::access::{IoOp, IoSize};
 use crate::bus::BusAddress;
@@ -76,6 +77,45 @@ pub fn bus<A: BusAddress>(data: &[u8]) {
                     op: input.op(size),
                 }
             }
+        });
+    }
+}
+
+/// A history of interrupts among local APICs, and on naive ones.
+///
+/// # Panics
+/// They differ.
+pub fn apics(data: &[u8]) {
+    let mut input = Input(data);
+    let mut pair = ApicPair::default();
+    while !input.is_empty() {
+        let (choice, cpu) = (input.byte(), input.byte());
+        // Few vectors, so that they meet; sometimes any.
+        let vector = |byte: u8| if byte & 0x80 == 0 { 0x0e + byte % 0x40 } else { byte };
+        pair.step(match choice % 8 {
+            0 | 1 => ApicStep::Ipi {
+                cpu,
+                mode: choice >> 3,
+                shorthand: choice >> 6,
+                logical: cpu & 0x80 != 0,
+                to: input.byte(),
+                vector: vector(input.byte()),
+            },
+            2 => ApicStep::Message {
+                mode: choice >> 3,
+                logical: choice & 0x40 != 0,
+                to: cpu,
+                vector: vector(input.byte()),
+                level: choice & 0x80 != 0,
+            },
+            3 => ApicStep::Acknowledge { cpu },
+            4 => ApicStep::TakeEvent { cpu },
+            5 => ApicStep::End { cpu },
+            6 => ApicStep::Priority { cpu, tpr: input.byte() },
+            _ => ApicStep::Enable {
+                cpu,
+                on: choice & 0x18 != 0,
+            },
         });
     }
 }

@@ -1,5 +1,6 @@
 //! For tests: trivial devices and sinks, and the suite that every device model must pass.
 
+pub mod apic_model;
 pub mod bus_model;
 mod conformance;
 pub mod fuzz;
