@@ -1,18 +1,18 @@
 //! A machine: everything wired together, started, watched and taken apart again. The only module that names concrete
 //! types of all crates.
 //!
-//! Read in this order: [`engine`], [`ram`], [`board`], [`legacy`] and [`effects`] (the parts), [`ending`] (how it can end), [`watch`] and
+//! Read in this order: [`engine`], [`ram`], [`board`], [`chipset`] and [`effects`] (the parts), [`ending`] (how it can end), [`watch`] and
 //! [`console_input`] (what the main thread does meanwhile), then here.
 //!
 //! A reset is a real one: the machine is dropped and another one built in its place, so that nothing of the old state can
 //! survive.
 
 pub mod board;
+pub mod chipset;
 pub mod console_input;
 pub mod effects;
 pub mod ending;
 pub mod engine;
-pub mod legacy;
 pub mod ram;
 pub mod watch;
 
@@ -84,12 +84,6 @@ pub enum MachineError {
         /// What was asked for.
         cpus: u32,
     },
-    /// More vCPUs than the software CPU has.
-    #[error("{cpus} CPUs: the software CPU is one so far (`--cpus 1`)")]
-    SoftCpus {
-        /// What was asked for.
-        cpus: u32,
-    },
     /// A vCPU can't be set up.
     #[error("cannot set up a vCPU: {0}")]
     Vcpu(#[from] BackendError),
@@ -113,7 +107,7 @@ impl MachineError {
     /// Whose mistake it is, as an exit status.
     pub fn status(&self) -> ExitStatus {
         match self {
-            Self::Layout(_) | Self::Boot(_) | Self::SoftCpus { .. } | Self::ShadowCpus { .. } => ExitStatus::Usage,
+            Self::Layout(_) | Self::Boot(_) | Self::ShadowCpus { .. } => ExitStatus::Usage,
             _ => ExitStatus::Host,
         }
     }
@@ -206,8 +200,8 @@ impl Machine {
                 Board::new(&layout, ConsoleOutput::new(*fd, gate.clone(), closed), sink)?
             }
         };
-        if let Some(legacy) = engine.legacy() {
-            board.add_legacy(legacy)?;
+        if let Some(chipset) = engine.chipset() {
+            board.add_legacy(chipset)?;
         }
         if let Some(ioapic) = engine.ioapic() {
             board.add_ioapic(ioapic)?;

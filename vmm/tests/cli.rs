@@ -86,19 +86,6 @@ fn device_that_is_not_kvm_says_so() {
 }
 
 #[test]
-fn software_cpu_is_one() {
-    let ended = run(&mut vmm(&[
-        "run",
-        env!("CARGO_BIN_EXE_vmm"),
-        "--backend",
-        "soft",
-        "-c",
-        "2",
-    ]));
-    assert_refused(&ended, USAGE, &["2 CPUs", "software CPU is one"]);
-}
-
-#[test]
 fn shadow_backend_has_one_cpu() {
     if !support::kvm_usable() {
         return;

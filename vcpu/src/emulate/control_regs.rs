@@ -27,13 +27,14 @@ impl<E: Memory + Platform> Cpu<E> {
     }
 
     pub(super) fn mov_from_control(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
+        let priority = self.env.task_priority();
         let sys = &self.state.sys;
         let value = match insn.op1_register() {
             Register::CR0 => sys.cr0,
             Register::CR2 => sys.cr2,
             Register::CR3 => sys.cr3,
             Register::CR4 => sys.cr4,
-            Register::CR8 => sys.cr8,
+            Register::CR8 => priority.unwrap_or(sys.cr8),
             _ => return Err(Exception::UD.into()),
         };
         self.require_cpl0()?;
@@ -57,7 +58,10 @@ impl<E: Memory + Platform> Cpu<E> {
             Register::CR3 => self.write_cr3(value)?,
             Register::CR4 => self.write_cr4(value)?,
             _ if value > 15 => return Err(GP0),
-            _ => self.state.sys.cr8 = value,
+            _ => {
+                self.state.sys.cr8 = value;
+                self.env.set_task_priority(value);
+            }
         }
         Ok(Flow::Next)
     }

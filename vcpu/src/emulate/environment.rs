@@ -170,6 +170,17 @@ pub trait Platform {
     /// `pause`: the guest waits for another CPU.
     fn pause(&mut self) {}
 
+    /// CR8, if a local APIC keeps it; `None`: the core does.
+    fn task_priority(&mut self) -> Option<u64> {
+        None
+    }
+
+    /// CR8 becomes this, 0 to 15.
+    fn set_task_priority(&mut self, _value: u64) {}
+
+    /// `iret` has returned from a handler.
+    fn handler_returned(&mut self) {}
+
     /// Address translation changed.
     fn translation(&mut self, change: Translation, state: &CpuState);
 

@@ -31,6 +31,7 @@ impl<E: Memory + Platform> Cpu<E> {
                 cpu.iret_protected(width)
             }
         })?;
+        self.env.handler_returned();
         let Flow::Jump(target) = flow else { return Ok(flow) };
         self.state.rip = target;
         self.env.translation(Translation::PrivilegeChanged, &self.state);

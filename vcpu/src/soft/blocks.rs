@@ -7,6 +7,7 @@ use super::fast::{Op, select};
 use super::world::World;
 use crate::emulate::state::CodeSize;
 use crate::emulate::{Cpu, Decoded};
+use iced_x86::Mnemonic;
 use std::collections::HashMap;
 use umbra_memslots::{Gfn, Gpa};
 
@@ -125,9 +126,10 @@ impl Blocks {
         let mut length = 0;
         cpu.decode_run(bytes, |decoded, end| {
             ops.push(select(decoded.instruction(), key.size));
+            let opens = opens(decoded.instruction().mnemonic());
             instructions.push(decoded);
             length = end;
-            instructions.len() < MAX_INSTRUCTIONS
+            instructions.len() < MAX_INSTRUCTIONS && !opens
         });
         if instructions.is_empty() {
             return None;
@@ -163,4 +165,13 @@ impl Blocks {
             self.slots[slot] = None;
         }
     }
+}
+
+/// Whether interrupts may come after this instruction that couldn't before it. They are taken between blocks, so there must
+/// be such a place: the guest may shut them out again soon.
+fn opens(mnemonic: Mnemonic) -> bool {
+    matches!(
+        mnemonic,
+        Mnemonic::Sti | Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq
+    )
 }

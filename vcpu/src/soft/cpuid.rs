@@ -11,7 +11,7 @@ const VENDOR: [u8; 12] = *b"UmbraSoftCPU";
 /// Forty-eight letters of leaves 0x80000002 to 0x80000004.
 const BRAND: [u8; 48] = *b"Umbra software CPU, x86-64\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 /// Time-stamp counter and core clock in Hz: the counter counts nanoseconds.
-const TSC_HZ: u32 = 1_000_000_000;
+pub(super) const TSC_HZ: u32 = 1_000_000_000;
 
 /// Leaf 1 EDX: TSC, MSR, PAE, CX8, SEP, PSE, PGE, CMOV, PAT, PSE-36, CLFSH, DE, FPU, MMX,
 /// FXSR, SSE, SSE2.
@@ -43,7 +43,7 @@ const EXTENDED_EDX: u32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
 /// Leaf 0x80000001 ECX: LAHF in 64-bit mode, LZCNT, PREFETCHW.
 const EXTENDED_ECX: u32 = 1 | 1 << 5 | 1 << 8;
 /// Family 6, model 0, stepping 0.
-const SIGNATURE: u32 = 0x600;
+pub(super) const SIGNATURE: u32 = 0x600;
 
 /// EAX, EBX, ECX, EDX.
 pub(super) fn answer(leaf: u32, subleaf: u32) -> [u32; 4] {

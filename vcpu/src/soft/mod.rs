@@ -11,8 +11,11 @@
 //! `signals` (what other threads tell it), [`vcpu`].
 //!
 //! Each vCPU may have a thread of its own. Locked instructions are atomic for all of them, and an access has the order
-//! that x86 promises if the host is an x86 too. A vCPU takes interrupts from whatever [`umbra_devices::IntrSource`] it is given: a pair of 8259A in a PC.
+//! that x86 promises if the host is an x86 too. A vCPU takes interrupts from its local
+//! APIC (`apic`, and `startup` for INIT and start-up interrupts), or from whatever [`umbra_devices::IntrSource`] it is
+//! given.
 
+mod apic;
 mod blocks;
 mod code;
 mod cpuid;
@@ -29,6 +32,7 @@ mod host;
 mod platform;
 mod pvclock;
 mod signals;
+mod startup;
 mod sync;
 #[expect(
     unsafe_code,

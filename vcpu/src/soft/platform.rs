@@ -1,5 +1,6 @@
 //! Ports, MSRs, CPUID, time: the rest of what the instruction core asks for.
 
+use super::apic::OwnApic;
 use super::world::World;
 use super::{cpuid, pvclock};
 use crate::emulate::{CpuState, Exception, Platform, Request, Stop, Translation};
@@ -60,11 +61,14 @@ impl Platform for World {
     fn read_msr(&mut self, index: u32) -> Result<u64, Stop> {
         match index {
             msr::TSC => Ok(self.tsc()),
-            msr::APIC_BASE => Ok(self.apic_base),
+            msr::APIC_BASE => Ok(self.apic.as_ref().map_or(self.apic_base, |own| own.apic.base())),
             msr::TSC_ADJUST => Ok(self.tsc_offset),
             msr::PAT => Ok(self.pat),
             pvclock::SYSTEM_TIME => Ok(self.system_time),
-            _ => self.ask(Request::ReadMsr { index }),
+            _ => match &self.apic {
+                Some(own) if OwnApic::has_msr(index) => own.apic.read_msr(index).map_err(|_| GP0),
+                _ => self.ask(Request::ReadMsr { index }),
+            },
         }
     }
 
@@ -90,19 +94,44 @@ impl Platform for World {
                 let clock = pvclock::wall_clock(SystemTime::now(), self.shared.start.elapsed());
                 self.write_quietly(Gpa::new(value), &clock);
             }
+            msr::APIC_BASE if let Some(own) = &mut self.apic => {
+                if !own.set_base(value) {
+                    return Err(GP0);
+                }
+            }
             _ => {
-                self.ask(Request::WriteMsr { index, value })?;
+                let tsc = self.tsc();
+                match &self.apic {
+                    Some(own) if OwnApic::has_msr(index) => own.apic.write_msr(index, value, tsc).map_err(|_| GP0)?,
+                    _ => drop(self.ask(Request::WriteMsr { index, value })?),
+                }
             }
         }
         Ok(())
     }
 
     fn cpuid(&mut self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        cpuid::answer(leaf, subleaf)
+        self.adapt_cpuid(leaf, subleaf, cpuid::answer(leaf, subleaf))
     }
 
     fn tsc(&mut self) -> u64 {
         self.tsc_at(self.shared.start.elapsed())
+    }
+
+    fn task_priority(&mut self) -> Option<u64> {
+        self.apic.as_ref().map(|own| own.apic.cr8())
+    }
+
+    fn set_task_priority(&mut self, value: u64) {
+        if let Some(own) = &self.apic {
+            own.apic.set_cr8(value);
+        }
+    }
+
+    fn handler_returned(&mut self) {
+        if let Some(own) = &mut self.apic {
+            own.in_nmi = false;
+        }
     }
 
     fn pause(&mut self) {

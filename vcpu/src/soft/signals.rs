@@ -55,10 +55,11 @@ impl Signals {
         self.kicked.load(Ordering::Acquire) && self.kicked.swap(false, Ordering::SeqCst)
     }
 
-    /// Sleeps until there is a kick, or, if `open`, an interrupt.
-    pub fn wait(&self, open: bool) {
+    /// Sleeps until there is a kick, or, if `open`, an interrupt, or something `urgent`, of which [`Signals::raise`] tells
+    /// too.
+    pub fn wait(&self, open: bool, urgent: impl Fn() -> bool) {
         let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
-        while !(self.kicked.load(Ordering::SeqCst) || open && self.interrupt.load(Ordering::SeqCst)) {
+        while !(self.kicked.load(Ordering::SeqCst) || open && self.interrupt.load(Ordering::SeqCst) || urgent()) {
             guard = self.woken.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
     }

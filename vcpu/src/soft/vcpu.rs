@@ -1,10 +1,12 @@
 //! [`SoftVcpu`]: the vCPU itself. It executes blocks, delivers exceptions, and comes out where the VMM is needed.
 
+use super::apic::OwnApic;
 use super::blocks::{Block, Blocks, Key, MAX_BYTES};
 use super::code::Changed;
 use super::fast::mode::Mode;
 use super::fast::{Go, settle_flags};
 use super::signals::Signals;
+use super::startup;
 use super::vm::Shared;
 use super::world::World;
 use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
@@ -13,6 +15,7 @@ use crate::exit::{VmEntry, VmExit};
 use crate::regs::{Regs, SystemRegs};
 use std::sync::Arc;
 use umbra_devices::IntrSource;
+use umbra_devices::models::lapic::{CpuEvent, LocalApic};
 use umbra_memslots::{PAGE_SIZE, SlotReader};
 use umbra_mmu::shadow::ShadowStats;
 
@@ -33,6 +36,8 @@ pub struct SoftVcpu {
     interrupts: Option<Arc<dyn IntrSource>>,
     /// It waits for an interrupt.
     halted: bool,
+    /// It waits for a start-up interrupt.
+    stopped: bool,
     /// What the last exit asks for, if it asks for something.
     asked: Option<(Request, VmExit)>,
     /// An exception that is being delivered.
@@ -68,6 +73,7 @@ impl SoftVcpu {
             signals: Arc::default(),
             interrupts: None,
             halted: false,
+            stopped: false,
             asked: None,
             event: None,
             executed: 0,
@@ -121,9 +127,13 @@ impl SoftVcpu {
                 if self.signals.interrupt() {
                     self.interrupt();
                 }
-                if self.halted {
+                if self.halted || self.stopped {
                     self.cpu.env.leave();
-                    self.signals.wait(self.cpu.state.flag(flags::IF));
+                    let open = self.cpu.state.flag(flags::IF) && !self.stopped;
+                    let nmi_open = self.takes_nmi();
+                    let own = &self.cpu.env.apic;
+                    self.signals
+                        .wait(open, || own.as_ref().is_some_and(|own| own.apic.has_event(nmi_open)));
                     self.cpu.env.enter();
                     continue;
                 }
@@ -133,6 +143,11 @@ impl SoftVcpu {
                 Progress::Boundary => waiting = false,
                 Progress::Exit(exit) => return exit,
                 Progress::Wait(request) => {
+                    if let Some(value) = self.cpu.env.ask_apic(&request) {
+                        self.cpu.env.replay.answer(request, Some(value));
+                        waiting = true;
+                        continue;
+                    }
                     let exit = match request {
                         Request::Mmio { gpa, size, op } => VmExit::Mmio { gpa, size, op },
                         Request::Pio { port, size, op } => VmExit::Pio { port, size, op },
@@ -164,9 +179,66 @@ impl SoftVcpu {
         self.signals.raise();
     }
 
+    /// Gives it this local APIC, one of `cpus`; then `hlt` waits for interrupts and is no exit. All but number 0 wait for
+    /// their start-up interrupt.
+    pub fn set_local_apic(&mut self, apic: &Arc<LocalApic>, cpus: u32) {
+        self.set_interrupts(Arc::clone(apic) as _);
+        self.cpu.env.apic = Some(OwnApic::new(Arc::clone(apic), cpus));
+        if apic.id() != 0 {
+            self.initialise();
+        }
+    }
+
+    /// The state after INIT. The CPU that starts first starts again, others wait.
+    fn initialise(&mut self) {
+        self.cpu.state = startup::after_init(&self.cpu.state, DR6_AT_RESET, DR7_AT_RESET);
+        let Cpu { state, env } = &mut self.cpu;
+        env.walker.set_state(state, &mut env.tlb);
+        env.replay.clear();
+        if let Some(own) = &mut env.apic {
+            own.in_nmi = false;
+            self.stopped = own.apic.id() != 0;
+        }
+        self.event = None;
+        self.halted = false;
+    }
+
+    fn takes_nmi(&self) -> bool {
+        let handling = self.cpu.env.apic.as_ref().is_some_and(|own| own.in_nmi);
+        !handling && !self.stopped && self.event.is_none() && !self.cpu.state.interrupt_shadow
+    }
+
+    /// Takes NMIs, INITs and start-up interrupts.
+    fn take_events(&mut self) {
+        while let Some(own) = &self.cpu.env.apic
+            && let Some(event) = own.apic.take_event(self.takes_nmi())
+        {
+            match event {
+                CpuEvent::Init => self.initialise(),
+                CpuEvent::StartUp(page) if self.stopped => {
+                    startup::start_up(&mut self.cpu.state, page);
+                    self.stopped = false;
+                }
+                CpuEvent::StartUp(_) => {}
+                CpuEvent::Nmi => {
+                    self.event = Some(Event {
+                        exception: Exception::new(exception::NMI),
+                        source: Source::External,
+                    });
+                    self.halted = false;
+                    if let Some(own) = &mut self.cpu.env.apic {
+                        own.in_nmi = true;
+                    }
+                }
+            }
+        }
+    }
+
     /// Begins to deliver the interrupt that waits, if one does and the CPU takes it now.
     fn interrupt(&mut self) {
-        let open = self.cpu.state.flag(flags::IF) && !self.cpu.state.interrupt_shadow && self.event.is_none();
+        self.take_events();
+        let open =
+            !self.stopped && self.cpu.state.flag(flags::IF) && !self.cpu.state.interrupt_shadow && self.event.is_none();
         let Some(source) = self.interrupts.as_ref().filter(|_| open) else {
             return;
         };
@@ -190,7 +262,8 @@ impl SoftVcpu {
         if let Some(event) = self.event {
             return self.deliver(event);
         }
-        let step = self.execute(once);
+        // Interrupts are taken between blocks: one that the shadow holds off comes right after this instruction.
+        let step = self.execute(once || self.cpu.state.interrupt_shadow);
         match step {
             Step::Pending(request) => return Progress::Wait(request),
             _ if once => self.cpu.env.replay.clear(),
@@ -447,9 +520,11 @@ impl VcpuBackend for SoftVcpu {
     }
 
     fn system_regs(&mut self) -> Result<SystemRegs, BackendError> {
+        let Cpu { state, env } = &self.cpu;
         Ok(SystemRegs {
-            apic_base: self.cpu.env.apic_base,
-            ..self.cpu.state.sys
+            apic_base: env.apic.as_ref().map_or(env.apic_base, |own| own.apic.base()),
+            cr8: env.apic.as_ref().map_or(state.sys.cr8, |own| own.apic.cr8()),
+            ..state.sys
         })
     }
 
@@ -457,6 +532,12 @@ impl VcpuBackend for SoftVcpu {
         let Cpu { state, env } = &mut self.cpu;
         state.sys = *regs;
         env.apic_base = regs.apic_base;
+        if let Some(own) = &mut env.apic {
+            own.apic.set_cr8(regs.cr8);
+            if !own.set_base(regs.apic_base) {
+                tracing::warn!(base = regs.apic_base, "the local APIC can't be set up like this");
+            }
+        }
         env.enter();
         self.catch_up();
         let Cpu { state, env } = &mut self.cpu;
@@ -466,7 +547,7 @@ impl VcpuBackend for SoftVcpu {
     }
 
     fn limits(&self) -> Option<&'static str> {
-        Some("the software CPU has no local APIC and no floating point yet")
+        Some("the software CPU does not know every instruction, see docs/instructions.md")
     }
 
     fn shadow_tables(&self) -> Option<ShadowTables> {

@@ -61,6 +61,9 @@ impl SoftVm {
         move || shared.mmu.tables_in_use()
     }
 
+    /// What its CPUs' time-stamp counters count per second.
+    pub const TSC_HZ: u64 = super::cpuid::TSC_HZ as u64;
+
     /// Physical address bits of its guests.
     #[expect(clippy::cast_possible_truncation, reason = "46")]
     pub const PHYSICAL_BITS: u8 = super::cpuid::PHYSICAL_BITS as u8;

@@ -1,6 +1,7 @@
 //! [`World`]: linear memory as the instruction core sees it. What the TLB knows is a comparison away; the rest goes
 //! through the walker, a page at a time.
 
+use super::apic::OwnApic;
 use super::code::{Changed, Seen};
 use super::fast::flags::Lazy;
 use super::host::Place;
@@ -29,6 +30,8 @@ pub(super) struct World {
     slots: SlotReader,
     pub pat: u64,
     pub apic_base: u64,
+    /// If it has one.
+    pub apic: Option<OwnApic>,
     pub tsc_offset: u64,
     /// Where and whether the guest wants the time: see `pvclock`.
     pub system_time: u64,
@@ -57,6 +60,7 @@ impl World {
             slots,
             pat: super::platform::PAT_AT_RESET,
             apic_base: 0,
+            apic: None,
             tsc_offset: 0,
             system_time: 0,
         }

@@ -50,8 +50,7 @@ const SHADOW_TABLES: &str = "user mode on the CPU, on page tables of ours, the r
                              without interrupts";
 
 /// There is nothing to look for: it is part of the program.
-const SOFTWARE_CPU: &str = "always there (--backend soft): one CPU without local APIC or floating point, for the built-in \
-                            guest and small kernels";
+const SOFTWARE_CPU: &str = "always there (--backend soft): CPUs in software, which run whole operating systems, slowly";
 
 fn verdict(kvm: &Usable, style: Style) -> String {
     let name = match kvm.kind {

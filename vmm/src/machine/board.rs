@@ -1,6 +1,6 @@
 //! The devices of a machine and where they answer.
 
-use super::legacy::Legacy;
+use super::chipset::Chipset;
 use crate::builtin::plan;
 use crate::layout::{HOLE_START, IOAPIC_BASE, MemoryLayout};
 use std::io::Write;
@@ -108,13 +108,13 @@ impl Board {
         })
     }
 
-    /// Adds the interrupt controllers and the timer that a machine without KVM's own needs.
+    /// Adds the 8259s and the timer that a machine without KVM's own needs.
     ///
     /// # Errors
     /// [`BoardError::Ports`].
-    pub fn add_legacy(&self, legacy: &Legacy) -> Result<(), BoardError> {
-        legacy.pic.claim(&self.ports)?;
-        legacy.pit.claim(&self.ports)?;
+    pub fn add_legacy(&self, chipset: &Chipset) -> Result<(), BoardError> {
+        chipset.pic.claim(&self.ports)?;
+        chipset.pit.claim(&self.ports)?;
         Ok(())
     }
 

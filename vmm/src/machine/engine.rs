@@ -1,7 +1,7 @@
 //! What executes a guest: KVM, KVM on our shadow tables, or the software CPU, chosen once for all lives of a machine.
 
 use super::MachineError;
-use super::legacy::Legacy;
+use super::chipset::Chipset;
 use crate::app::explain;
 use crate::config::{BackendChoice, IrqchipChoice, MachineConfig};
 use std::sync::Arc;
@@ -99,7 +99,8 @@ pub(super) enum Engine {
     Shadow(ShadowVm),
     Soft {
         vm: SoftVm,
-        legacy: Legacy,
+        chipset: Chipset,
+        cpus: u32,
     },
 }
 
@@ -139,15 +140,15 @@ impl Engine {
                     mmio_caching: config.mmio_cache,
                 },
             )?)),
-            Host::Soft { .. } if config.cpus > 1 => Err(MachineError::SoftCpus { cpus: config.cpus }),
             Host::Soft { .. } => Ok(Self::Soft {
                 vm: SoftVm::new(SoftOptions {
                     mmio_caching: config.mmio_cache,
                 })?,
-                legacy: Legacy::new().map_err(|source| MachineError::Host {
-                    what: "no thread for the timer",
+                chipset: Chipset::new(config.cpus, SoftVm::TSC_HZ).map_err(|source| MachineError::Host {
+                    what: "no thread for the timers",
                     source,
                 })?,
+                cpus: config.cpus,
             }),
         }
     }
@@ -195,7 +196,7 @@ impl Engine {
         match self {
             Self::Kvm { ioapic: Some(ours), .. } => Some(Arc::clone(ours) as _),
             Self::Kvm { vm, .. } => Some(Arc::new(vm.irq_sink())),
-            Self::Soft { legacy, .. } => Some(Arc::clone(&legacy.pic) as _),
+            Self::Soft { chipset, .. } => Some(Arc::clone(&chipset.sink)),
             // Its CPU has no local APIC.
             Self::Shadow(_) => None,
         }
@@ -203,21 +204,22 @@ impl Engine {
 
     /// Whether there are the APICs that our ACPI tables tell of. They also say that there is nothing else.
     pub fn has_apics(&self) -> bool {
-        !matches!(self, Self::Soft { .. })
+        !matches!(self, Self::Shadow(_))
     }
 
     /// The I/O APIC, if it is ours.
     pub fn ioapic(&self) -> Option<&Arc<IoApic>> {
         match self {
             Self::Kvm { ioapic, .. } => ioapic.as_ref(),
-            _ => None,
+            Self::Soft { chipset, .. } => Some(&chipset.ioapic),
+            Self::Shadow(_) => None,
         }
     }
 
-    /// The PIC and the PIT, if they are ours.
-    pub fn legacy(&self) -> Option<&Legacy> {
+    /// All interrupt controllers and timers, if they are ours.
+    pub fn chipset(&self) -> Option<&Chipset> {
         match self {
-            Self::Soft { legacy, .. } => Some(legacy),
+            Self::Soft { chipset, .. } => Some(chipset),
             _ => None,
         }
     }
@@ -231,9 +233,11 @@ impl Engine {
     ) -> Result<Made, MachineError> {
         let made = |vcpu: Box<dyn VcpuBackend>, fallback, shadow| Made { vcpu, fallback, shadow };
         match self {
-            Self::Soft { vm, legacy } => {
+            Self::Soft { vm, chipset, cpus } => {
                 let mut vcpu = vm.create_vcpu(slots());
-                vcpu.set_interrupts(Arc::clone(&legacy.pic) as _);
+                if let Some(apic) = chipset.apics.apic(id) {
+                    vcpu.set_local_apic(apic, *cpus);
+                }
                 prepare(&mut vcpu)?;
                 Ok(made(Box::new(vcpu), None, None))
             }

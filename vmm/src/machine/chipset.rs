@@ -1,0 +1,117 @@
+//! A PC's interrupt controllers and timers, for a machine that has none in KVM.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use umbra_devices::irq::{Gsi, IrqPins, IrqSink, MsiSink};
+use umbra_devices::models::ioapic::IoApic;
+use umbra_devices::models::lapic::{ApicBus, EoiListener};
+use umbra_devices::models::pic::{self, PicPair};
+use umbra_devices::models::pit::{Pit, regs};
+use umbra_devices::{Device, HostClock, IoOp, IoSize};
+
+/// The I/O APIC's input for the timer, whose interrupt is number 0 everywhere else.
+const PIT_INPUT: u32 = 2;
+
+/// The controllers and timers, with the thread that keeps the time.
+pub struct Chipset {
+    /// The 8259s, wired to the first CPU's LINT0.
+    pub pic: Arc<PicPair>,
+    /// The timer.
+    pub pit: Arc<Pit>,
+    /// The I/O APIC.
+    pub ioapic: Arc<IoApic>,
+    /// The CPUs' local APICs.
+    pub apics: Arc<ApicBus>,
+    /// Where devices' lines end.
+    pub sink: Arc<dyn IrqSink>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Each line goes to both: an operating system uses the one or the other, and masks the one that it doesn't use.
+struct Both {
+    pic: Arc<PicPair>,
+    ioapic: Arc<IoApic>,
+}
+
+impl IrqSink for Both {
+    fn set_level(&self, gsi: Gsi, high: bool) {
+        self.pic.set_level(gsi, high);
+        let input = if gsi == Gsi(regs::IRQ) { Gsi(PIT_INPUT) } else { gsi };
+        self.ioapic.set_level(input, high);
+    }
+}
+
+impl Chipset {
+    /// Wires them together for so many CPUs, whose time-stamp counters run at `tsc_hz`, and starts the thread.
+    ///
+    /// # Errors
+    /// The host has no thread left.
+    pub fn new(cpus: u32, tsc_hz: u64) -> io::Result<Self> {
+        let apics = ApicBus::new(cpus, Arc::new(HostClock::new()), tsc_hz);
+        let ioapic = Arc::new(IoApic::new(Arc::clone(&apics) as Arc<dyn MsiSink>));
+        let listener: Arc<dyn EoiListener> = Arc::clone(&ioapic) as _;
+        apics.set_listener(Arc::downgrade(&listener));
+        let pic = Arc::new(masked_pic());
+        if let Some(first) = apics.apic(0) {
+            first.set_external(Arc::clone(&pic) as _);
+        }
+        let sink: Arc<dyn IrqSink> = Arc::new(Both {
+            pic: Arc::clone(&pic),
+            ioapic: Arc::clone(&ioapic),
+        });
+        // Nobody else has a line to the timer's input.
+        let pins = IrqPins::new(Arc::clone(&sink));
+        let pit = Arc::new(Pit::new(Arc::new(HostClock::new()), pins.line(Gsi(regs::IRQ))));
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = thread::Builder::new().name("timers".to_owned()).spawn({
+            let (pit, apics, stop) = (Arc::clone(&pit), Arc::clone(&apics), Arc::clone(&stop));
+            move || {
+                while !stop.load(Ordering::Acquire) {
+                    match pit.tick().into_iter().chain(apics.tick()).min() {
+                        Some(wait) => thread::park_timeout(wait),
+                        None => thread::park(),
+                    }
+                }
+            }
+        })?;
+        let waker = thread.thread().clone();
+        pit.set_waker(Box::new({
+            let waker = waker.clone();
+            move || waker.unpark()
+        }));
+        apics.set_waker(Box::new(move || waker.unpark()));
+        // What was set before there was somebody to wake is seen by the first tick.
+        Ok(Self {
+            pic,
+            pit,
+            ioapic,
+            apics,
+            sink,
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+/// The 8259s as firmware leaves them: everything masked, so that a guest that never looks at them gets nothing from them.
+fn masked_pic() -> PicPair {
+    let pic = PicPair::new();
+    for data in [1, pic::regs::SLAVE + 1] {
+        pic.access(data, IoSize::B1, IoOp::Write(0xff));
+    }
+    pic
+}
+
+impl Drop for Chipset {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It has nothing to say.
+            let _ = thread.join();
+        }
+    }
+}
