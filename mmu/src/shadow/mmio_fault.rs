@@ -19,16 +19,9 @@ use crate::x86::access::Permissions;
 use crate::x86::{Access, PagingMode, PagingState};
 use umbra_memslots::{GuestMemory, Gva};
 
-/// What is known of an address.
-enum Known {
-    /// It is MMIO.
-    Mmio(CachedMmio, MmioSource),
-    /// What the walker met isn't there any more.
-    Gone,
-}
-
 impl<S: TableSpace> ShadowMmu<S> {
     /// `None`: nothing is known; take the slow path.
+    #[inline]
     pub(super) fn handle_mmio_page_fault<O: MmuObserver>(
         &self,
         vcpu: &mut ShadowVcpu<O>,
@@ -36,43 +29,32 @@ impl<S: TableSpace> ShadowMmu<S> {
         frames: &mut impl FrameSource,
         fault: ShadowFault,
     ) -> Option<FaultOutcome> {
-        let (mmio, source) = match self.known_mmio(vcpu, frames, fault.gva)? {
-            Known::Mmio(mmio, source) => (mmio, source),
-            Known::Gone => return Some(FaultOutcome::Retry),
-        };
-        let ShadowVcpu { own, observer } = vcpu;
-        if surely_allowed(&own.state, mmio.access, fault.access) {
-            let gpa = mmio.gfn.base().wrapping_add(fault.gva.page_offset());
-            let access = mmio.access;
-            return Some(FaultOutcome::Emulate(MmioAccess { gpa, access, source }));
+        let set = frames.current();
+        let own = &mut vcpu.own;
+        if let Some(&mmio) = own.cache.by_gva(fault.gva, set.generation, set.address_space) {
+            own.stats.cache_hits += 1;
+            if surely_allowed(&own.state, mmio.access, fault.access) {
+                return Some(emulate(fault, &mmio, MmioSource::Cache));
+            }
+            return walk_for_rights(vcpu, memory, fault, &mmio, MmioSource::Cache);
         }
-        match observed_walk(&own.state, memory, observer, fault) {
-            Ok(walk) if walk.gpa.gfn() == mmio.gfn => Some(FaultOutcome::Emulate(MmioAccess {
-                gpa: walk.gpa,
-                access: clean_is_read_only(&walk, fault.access),
-                source,
-            })),
-            // The guest has changed its tables since.
-            Ok(_) => None,
-            Err(failure) => Some(refused(own, observer, failure)),
-        }
+        self.known_by_entry(vcpu, memory, set, fault)
     }
 
-    /// What is known of an address at which the walker met a reserved bit.
-    fn known_mmio<O: MmuObserver>(
+    /// What the MMIO SPTE says, if there is one.
+    #[inline(never)]
+    fn known_by_entry<O: MmuObserver>(
         &self,
-        ShadowVcpu { own, observer }: &mut ShadowVcpu<O>,
-        frames: &mut impl FrameSource,
-        gva: Gva,
-    ) -> Option<Known> {
-        let SlotSet {
+        vcpu: &mut ShadowVcpu<O>,
+        memory: &impl GuestMemory,
+        SlotSet {
             generation,
             address_space,
-        } = frames.current();
-        if let Some(cached) = own.cache.by_gva(gva, generation, address_space) {
-            own.stats.cache_hits += 1;
-            return Some(Known::Mmio(*cached, MmioSource::Cache));
-        }
+        }: SlotSet,
+        fault: ShadowFault,
+    ) -> Option<FaultOutcome> {
+        let ShadowVcpu { own, observer } = &mut *vcpu;
+        let gva = fault.gva;
         let layout = &self.layout;
         let era = MmioEra::of(generation, layout.generation_spans());
         if self.eras.of(address_space) != era {
@@ -82,7 +64,7 @@ impl<S: TableSpace> ShadowMmu<S> {
         let entry = self.leaf(own, gva)?;
         let Some(spte) = MmioSpte::recognise(layout, entry) else {
             // Zapped, or replaced, since the CPU read it.
-            return Some(Known::Gone);
+            return Some(FaultOutcome::Retry);
         };
         let freshness = spte.check(layout, generation);
         observer.check_mmio_spte(spte, generation, spte.generation(layout), freshness == Freshness::Fresh);
@@ -101,7 +83,10 @@ impl<S: TableSpace> ShadowMmu<S> {
         let traced = (own.state.mode != PagingMode::None).then_some(gva);
         observer.handle_mmio_page_fault(traced, mmio.gfn, mmio.access);
         own.cache.store(mmio);
-        Some(Known::Mmio(mmio, MmioSource::Spte))
+        if surely_allowed(&own.state, mmio.access, fault.access) {
+            return Some(emulate(fault, &mmio, MmioSource::Spte));
+        }
+        walk_for_rights(vcpu, memory, fault, &mmio, MmioSource::Spte)
     }
 
     /// The entry at which a walk for `gva` ends. `None` if the vCPU has no root, or tables were recycled during the walk.
@@ -122,8 +107,38 @@ impl<S: TableSpace> ShadowMmu<S> {
     }
 }
 
+fn emulate(fault: ShadowFault, mmio: &CachedMmio, source: MmioSource) -> FaultOutcome {
+    FaultOutcome::Emulate(MmioAccess {
+        gpa: mmio.gfn.base().wrapping_add(fault.gva.page_offset()),
+        access: mmio.access,
+        source,
+    })
+}
+
+/// It is MMIO; the guest's tables say whether this access may happen there. `None` if they lead elsewhere now.
+#[inline(never)]
+fn walk_for_rights<O: MmuObserver>(
+    ShadowVcpu { own, observer }: &mut ShadowVcpu<O>,
+    memory: &impl GuestMemory,
+    fault: ShadowFault,
+    mmio: &CachedMmio,
+    source: MmioSource,
+) -> Option<FaultOutcome> {
+    match observed_walk(&own.state, memory, observer, fault) {
+        Ok(walk) if walk.gpa.gfn() == mmio.gfn => Some(FaultOutcome::Emulate(MmioAccess {
+            gpa: walk.gpa,
+            access: clean_is_read_only(&walk, fault.access),
+            source,
+        })),
+        // The guest has changed its tables since.
+        Ok(_) => None,
+        Err(failure) => Some(refused(own, observer, failure)),
+    }
+}
+
 /// Whether an access may happen to a page with these permissions and no side effect on the guest's tables is missing. An
 /// MMIO SPTE doesn't hold X or the protection key, and W only where the guest's dirty flag is set.
+#[inline]
 fn surely_allowed(state: &PagingState, mask: AccessMask, access: Access) -> bool {
     if access.is_fetch() || state.keys.is_some() || (access.is_write() && !mask.contains(AccessMask::WRITE)) {
         return false;

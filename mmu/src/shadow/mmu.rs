@@ -101,6 +101,7 @@ impl<S: TableSpace> ShadowMmu<S> {
     }
 
     /// A fault that the walker of the shadow tables reported.
+    #[inline]
     pub fn page_fault<O: MmuObserver>(
         &self,
         vcpu: &mut ShadowVcpu<O>,
@@ -134,6 +135,19 @@ impl<S: TableSpace> ShadowMmu<S> {
         {
             return outcome;
         }
+        self.unknown_fault(vcpu, memory, frames, tlb, fault)
+    }
+
+    /// A fault that isn't known MMIO. Not a part of the above, whose frame would grow by all that this needs.
+    #[inline(never)]
+    fn unknown_fault<O: MmuObserver>(
+        &self,
+        vcpu: &mut ShadowVcpu<O>,
+        memory: &impl GuestMemory,
+        frames: &mut impl FrameSource,
+        tlb: &mut impl TlbControl,
+        fault: ShadowFault,
+    ) -> FaultOutcome {
         if self.current_root(&vcpu.own).is_none() {
             self.load_root(vcpu, memory, frames.current().address_space, tlb);
             return FaultOutcome::Retry;

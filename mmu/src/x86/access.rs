@@ -100,6 +100,7 @@ pub struct Verdict {
 
 impl Permissions {
     /// Whether `access` may happen to a page with these permissions.
+    #[inline]
     #[must_use]
     pub const fn check(self, state: &PagingState, access: Access) -> Verdict {
         let user_page = self.mask.contains(AccessMask::USER);

@@ -66,6 +66,7 @@ impl PagingState {
     }
 
     /// Whether the protection key of a user-mode page forbids an access (SDM vol. 3A, 4.6.2).
+    #[inline]
     #[must_use]
     pub const fn key_denies(&self, key: u8, access: Access) -> bool {
         let Some(pkru) = self.keys else { return false };
