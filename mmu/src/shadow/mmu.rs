@@ -121,6 +121,7 @@ impl<S: TableSpace> ShadowMmu<S> {
         outcome
     }
 
+    #[inline]
     fn handle<O: MmuObserver>(
         &self,
         vcpu: &mut ShadowVcpu<O>,
