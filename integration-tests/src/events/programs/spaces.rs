@@ -8,7 +8,9 @@ use umbra_vcpu::emulate::state::{cr0, cr4};
 pub fn programs() -> Vec<Program> {
     vec![
         switching("CR3 switching among three spaces", Paging::Long, 3),
-        switching("CR3 switching among six spaces", Paging::Long, 6),
+        // As many as are remembered, and one more.
+        switching("CR3 switching among four spaces", Paging::Long, 4),
+        switching("CR3 switching among five spaces", Paging::Long, 5),
         switching("CR3 switching, PAE", Paging::Pae, 2),
         switching("CR3 switching, 32-bit", Paging::Bits32, 2),
         toggled("Paging off and on, 32-bit", Paging::Bits32),
