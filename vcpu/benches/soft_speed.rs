@@ -113,6 +113,24 @@ fn speed(c: &mut Criterion) {
             a.cmp(ecx, edx)
         }),
     );
+    // A page filled and a page copied in each round.
+    group.throughput(Throughput::Bytes(1 << 20));
+    let (_ram, mut vcpu) = guest(|a| {
+        a.mov(edi, 0x2_0000)?;
+        a.mov(ecx, 0x400)?;
+        a.rep().stosd()?;
+        a.mov(esi, 0x2_0000)?;
+        a.mov(edi, 0x3_0000)?;
+        a.mov(ecx, 0x400)?;
+        a.rep().movsd()
+    });
+    group.bench_function("string", |b| {
+        b.iter(|| {
+            // 128 rounds of 8 instructions and 8 KiB.
+            vcpu.stop_after(128 * 8);
+            assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Interrupted);
+        });
+    });
     group.finish();
 }
 

@@ -25,7 +25,7 @@ const CODE: u64 = 0x8ff0;
 /// Where registers point, and operands lie.
 const DATA: u64 = 0x1_0000;
 const HLT: u8 = 0xf4;
-/// Programs of an ordinary run; `UMBRA_SILICON_CASES` instructions in all of a long one.
+/// Programs of an ordinary run; more if `UMBRA_SILICON_CASES` asks for millions of cases elsewhere.
 const PROGRAMS: u64 = 100;
 const INSTRUCTIONS: u64 = 32;
 
@@ -88,7 +88,17 @@ fn instruction(rng: &mut Rng, long: bool, code: &mut Vec<u8>) {
             code.push(rng.pick(&[0x40 | condition, 0x90 | condition, 0xaf, 0xb6, 0xb7, 0xbe, 0xbf]));
             modrm(rng, code);
         }
-        15 => code.push(rng.pick(&[0x98, 0x99, 0x90, 0x9c, 0xc9, 0xf8, 0xf9, 0xf5, 0xa4, 0xaa])),
+        15 => {
+            if rng.chance(30) {
+                // A string instruction, often with a count that ends soon.
+                code.push(0xb1);
+                code.push(rng.next() as u8);
+                code.push(rng.pick(&[0xf3, 0xf3, 0xf2, 0x90, 0xfc]));
+                code.push(rng.pick(&[0xa4, 0xa5, 0xaa, 0xab]));
+            } else {
+                code.push(rng.pick(&[0x98, 0x99, 0x90, 0x9c, 0xc9, 0xf8, 0xf9, 0xf5, 0xa4, 0xaa]));
+            }
+        }
         16 | 17 => code.push(0x50 | rng.below(16) as u8),
         18 => {
             // A short jump over a byte or none.
@@ -217,7 +227,7 @@ impl Machine {
 #[test]
 fn random_programs_fast_and_by_the_core_end_alike() {
     let cases: Option<u64> = std::env::var("UMBRA_SILICON_CASES").ok().and_then(|n| n.parse().ok());
-    let programs = cases.map_or(PROGRAMS, |cases| (cases / INSTRUCTIONS / 40).max(PROGRAMS));
+    let programs = cases.map_or(PROGRAMS, |cases| (cases / INSTRUCTIONS / 160).max(PROGRAMS));
     let seed = std::env::var("UMBRA_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok())

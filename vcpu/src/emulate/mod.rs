@@ -41,7 +41,7 @@ mod shift;
 mod sse;
 mod stack;
 pub mod state;
-mod string;
+pub(crate) mod string;
 mod syscall;
 mod system;
 pub mod width;

@@ -13,7 +13,7 @@ use umbra_devices::IoSize;
 use umbra_memslots::Gva;
 
 /// Elements per step.
-const BURST: usize = 1024;
+pub(crate) const BURST: usize = 1024;
 
 /// The parts of a string instruction that do not change from element to element.
 struct Shape {

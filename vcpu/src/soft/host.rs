@@ -302,6 +302,58 @@ unsafe fn store_bytes(at: *mut u8, value: u64, count: usize) {
     }
 }
 
+/// Writes the low `W` bits of `value` again and again into `bytes` bytes. Aligned elements of 8 bytes go at once.
+///
+/// # Safety
+/// As [`store`], for all of the bytes; `at` and `bytes` are multiples of the element's size.
+pub(super) unsafe fn fill<const W: u32>(at: *mut u8, value: u64, bytes: usize) {
+    let value = match W {
+        8 => value * 0x0101_0101_0101_0101,
+        16 => value * 0x0001_0001_0001_0001,
+        32 => value << 32 | value,
+        _ => value,
+    };
+    let mut done = 0;
+    while done < bytes {
+        let at = at.wrapping_add(done);
+        if at.addr() & 7 == 0 && bytes - done >= 8 {
+            // SAFETY: 8 of the bytes are left.
+            unsafe { store::<64>(at, value) };
+            done += 8;
+        } else {
+            // SAFETY: an element is left.
+            unsafe { store::<W>(at, value) };
+            done += W as usize / 8;
+        }
+    }
+}
+
+/// Copies `bytes` bytes upwards, as if by elements of `W` bits: what was written is read again where the places overlap.
+///
+/// # Safety
+/// As [`load`] and [`store`], for all of the bytes; addresses and `bytes` are multiples of the element's size.
+pub(super) unsafe fn copy<const W: u32>(from: *mut u8, to: *mut u8, bytes: usize) {
+    // Eight bytes at once are the same unless they would be read before they are written.
+    let apart = to.addr().wrapping_sub(from.addr()) >= 8;
+    let mut done = 0;
+    while done < bytes {
+        let (from, to) = (from.wrapping_add(done), to.wrapping_add(done));
+        if apart && (from.addr() | to.addr()) & 7 == 0 && bytes - done >= 8 {
+            // SAFETY: 8 of the bytes are left.
+            let value = unsafe { load::<64>(from) };
+            // SAFETY: likewise.
+            unsafe { store::<64>(to, value) };
+            done += 8;
+        } else {
+            // SAFETY: an element is left.
+            let value = unsafe { load::<W>(from) };
+            // SAFETY: likewise.
+            unsafe { store::<W>(to, value) };
+            done += W as usize / 8;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

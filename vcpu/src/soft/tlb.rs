@@ -136,6 +136,54 @@ impl Tlb {
         true
     }
 
+    /// Writes `value`, `W` bits wide, into all of `bytes` bytes from `at` on, if the right to write to all of them is known.
+    /// Says whether it is.
+    pub fn fill_range<const W: u32>(&self, rights: u8, at: u64, value: u64, bytes: u64) -> bool {
+        let known = self.knows_range(rights, AccessKind::Write, at, bytes);
+        let mut done = 0;
+        while known && done < bytes {
+            let at = at + done;
+            let part = (bytes - done).min(PAGE_SIZE - at % PAGE_SIZE);
+            let Some(host) = self.host::<8>(rights, AccessKind::Write, at) else {
+                return false;
+            };
+            // SAFETY: as in `load`, and the part ends in the page.
+            unsafe { host::fill::<W>(host, value, part as usize) };
+            done += part;
+        }
+        known
+    }
+
+    /// Copies `bytes` bytes upwards in elements of `W` bits, if the rights for all of them are known. Says whether they are.
+    pub fn copy_range<const W: u32>(&self, rights: u8, from: u64, to: u64, bytes: u64) -> bool {
+        let known = self.knows_range(rights, AccessKind::Read, from, bytes)
+            && self.knows_range(rights, AccessKind::Write, to, bytes);
+        let mut done = 0;
+        while known && done < bytes {
+            let (from, to) = (from + done, to + done);
+            let left = |at: u64| PAGE_SIZE - at % PAGE_SIZE;
+            let part = (bytes - done).min(left(from)).min(left(to));
+            let (Some(source), Some(destination)) = (
+                self.host::<8>(rights, AccessKind::Read, from),
+                self.host::<8>(rights, AccessKind::Write, to),
+            ) else {
+                return false;
+            };
+            // SAFETY: as in `load`, and the part ends in both pages.
+            unsafe { host::copy::<W>(source, destination, part as usize) };
+            done += part;
+        }
+        known
+    }
+
+    /// Whether the right to access all of `bytes` bytes from `at` on is known.
+    fn knows_range(&self, rights: u8, kind: AccessKind, at: u64, bytes: u64) -> bool {
+        let pages = at / PAGE_SIZE..=(at + bytes - 1) / PAGE_SIZE;
+        pages
+            .into_iter()
+            .all(|page| self.host::<8>(rights, kind, page * PAGE_SIZE).is_some())
+    }
+
     /// The host address of `W` bits that lie within one page.
     #[inline(always)]
     fn host<const W: u32>(&self, rights: u8, kind: AccessKind, at: u64) -> Option<*mut u8> {

@@ -451,6 +451,11 @@ fn run(block: &Block, cpu: &mut Cpu<World>, mode: Mode, executed: &mut u64) -> E
                 *executed += index as u64 + 1;
                 return End::Block;
             }
+            Go::Repeat => {
+                cpu.state.rip = next;
+                *executed += index as u64 + 1;
+                return End::Leave(Step::Repeat);
+            }
             Go::Slow => {
                 settle_flags(cpu);
                 cpu.state.rip = next;

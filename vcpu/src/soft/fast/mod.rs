@@ -6,7 +6,8 @@
 //! that everything about it is said in one place only.
 //!
 //! Ops are for 64-bit mode, and for 32-bit code with flat segments ([`mode`]). Read in this order: this file, `flags`,
-//! `memory`, `alu`, `shift`, `moves`, `stack`, `branch`, `select`.
+//! `memory`, `alu`, `shift`, `moves`, `stack`, `string`, `branch`,
+//! `select`.
 
 mod alu;
 mod branch;
@@ -17,6 +18,7 @@ mod moves;
 mod select;
 mod shift;
 mod stack;
+mod string;
 
 pub(super) use select::select;
 
@@ -35,6 +37,8 @@ pub(super) enum Go {
     Slow,
     /// Done, and RIP says where to.
     Jump,
+    /// A part is done; it is to be run again when others have had a look.
+    Repeat,
 }
 
 /// A memory operand.

@@ -1,7 +1,7 @@
 //! From a decoded instruction to its [`Op`].
 
 use super::alu::{self, Form, operation};
-use super::{Base, Go, Mem, NONE, Op, Run, branch, moves, shift, stack};
+use super::{Base, Go, Mem, NONE, Op, Run, branch, moves, shift, stack, string};
 use crate::emulate::Cpu;
 use crate::emulate::state::CodeSize;
 use crate::emulate::width::Width;
@@ -121,10 +121,36 @@ fn transfer(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
             };
             branch::ret(long)
         }
+        M::Stosb | M::Stosw | M::Stosd | M::Stosq => {
+            string_address(op, insn.op0_kind(), insn, long)?;
+            string::stos(repeated(insn), Width::of(insn.memory_size().size()))
+        }
+        M::Movsb | M::Movsw | M::Movsd | M::Movsq if insn.is_string_instruction() => {
+            string_address(op, insn.op0_kind(), insn, long)?;
+            string::movs(repeated(insn), Width::of(insn.memory_size().size()))
+        }
         M::Jmp | M::Call => return jump(op, insn, long),
         _ => return conditional(op, insn, long),
     };
     Some(run)
+}
+
+fn repeated(insn: &Instruction) -> bool {
+    insn.has_rep_prefix() || insn.has_repne_prefix()
+}
+
+/// The address width of a string instruction whose segments are flat.
+fn string_address(op: &mut Op, destination: OpKind, insn: &Instruction, long: bool) -> Option<()> {
+    op.memory.mask = match destination {
+        OpKind::MemoryESEDI => u64::from(u32::MAX),
+        OpKind::MemoryESRDI => u64::MAX,
+        _ => return None,
+    };
+    match insn.segment_prefix() {
+        Register::FS | Register::GS => None,
+        Register::CS if !long => None,
+        _ => Some(()),
+    }
 }
 
 fn jump(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
