@@ -2,19 +2,26 @@
 //! instructions.
 #![expect(clippy::unwrap_used, reason = "a benchmark that can't run has nothing to say")]
 
+#[path = "../tests/support/soft_machine.rs"]
+mod soft_machine;
+
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use iced_x86::IcedError;
-use iced_x86::code_asm::{CodeAssembler, dword_ptr, eax, ebx, ecx, edi, edx, esi};
-use std::sync::Arc;
-use umbra_memslots::ram::{GuestRam, HostMapping};
-use umbra_memslots::{Gpa, GuestMemory, SlotLimits, SlotTable};
+use iced_x86::code_asm::{
+    CodeAssembler, dword_ptr, eax, ebx, ecx, edi, edx, esi, xmm0, xmm1, xmm2, xmm3, xmm4, xmmword_ptr,
+};
+use soft_machine::Machine;
+use umbra_memslots::ram::GuestRam;
+use umbra_memslots::{Gpa, GuestMemory};
 use umbra_vcpu::backend::VcpuBackend;
 use umbra_vcpu::exit::{VmEntry, VmExit};
-use umbra_vcpu::regs::{Regs, Segment, SystemRegs};
-use umbra_vcpu::soft::{SoftOptions, SoftVcpu, SoftVm};
+use umbra_vcpu::regs::{Regs, SystemRegs};
+use umbra_vcpu::soft::SoftVcpu;
 
 const CODE: u64 = 0x1000;
 const INSTRUCTIONS: u64 = 1_000_000;
+/// CR4: SSE may be used.
+const OSFXSR: u64 = 1 << 9;
 
 /// A flat 32-bit guest whose endless loop `body` is.
 fn guest(body: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> (GuestRam, SoftVcpu) {
@@ -24,43 +31,19 @@ fn guest(body: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> (Gue
     body(&mut code).unwrap();
     code.jmp(again).unwrap();
     let code = code.assemble(CODE).unwrap();
-    let vm = SoftVm::new(SoftOptions { mmio_caching: true }).unwrap();
-    let mut slots = SlotTable::new(SlotLimits::X86_64);
-    slots.add_observer(vm.slot_follower());
-    let ram = GuestRam::from_table(slots);
-    ram.map(Gpa::new(0), Arc::new(HostMapping::anonymous(1 << 20).unwrap()))
-        .unwrap();
-    ram.write(Gpa::new(CODE), &code).unwrap();
-    let mut vcpu = vm.create_vcpu(ram.reader());
-    let data = Segment {
-        selector: 16,
-        limit: u32::MAX,
-        kind: 3,
-        non_system: true,
-        present: true,
-        db: true,
-        granularity: true,
-        ..Segment::default()
-    };
-    vcpu.set_system_regs(&SystemRegs {
-        cs: Segment { kind: 11, ..data },
-        ds: data,
-        es: data,
-        ss: data,
-        cr0: 0x11,
-        ..SystemRegs::default()
-    })
-    .unwrap();
+    let machine = Machine::new(1 << 20);
+    machine.ram.write(Gpa::new(CODE), &code).unwrap();
+    let mut vcpu = machine.vcpu(CODE, 0x9000);
+    let system = vcpu.system_regs().unwrap();
+    vcpu.set_system_regs(&SystemRegs { cr4: OSFXSR, ..system }).unwrap();
+    let regs = vcpu.regs().unwrap();
     vcpu.set_regs(&Regs {
-        rip: CODE,
-        rsp: 0x9000,
         rsi: 0x1_0000,
         rdi: 0x2_0000,
-        rflags: 2,
-        ..Regs::default()
+        ..regs
     })
     .unwrap();
-    (ram, vcpu)
+    (machine.ram, vcpu)
 }
 
 fn speed(c: &mut Criterion) {
@@ -97,6 +80,20 @@ fn speed(c: &mut Criterion) {
                 a.add(eax, ecx)?;
                 a.mov(dword_ptr(edi + 4 * offset), eax)?;
                 a.add(dword_ptr(edi + 64), eax)?;
+            }
+            Ok(())
+        }),
+    );
+    measure(
+        "sse",
+        guest(|a| {
+            for _ in 0..4 {
+                a.movaps(xmm0, xmmword_ptr(esi))?;
+                a.paddd(xmm1, xmm0)?;
+                a.pxor(xmm2, xmm1)?;
+                a.addps(xmm3, xmm0)?;
+                a.mulss(xmm4, xmm3)?;
+                a.movaps(xmmword_ptr(edi), xmm2)?;
             }
             Ok(())
         }),
