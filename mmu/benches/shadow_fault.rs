@@ -79,8 +79,8 @@ impl Machine {
         }
         let mut table = SlotTable::new(SlotLimits::default());
         let mut add = |id: u64, gfn: u64, pages: u64| {
-            let (at, hva) = (Gfn::new(gfn).unwrap().base(), Hva::new(0x7000_0000_0000 + (gfn << 12)));
-            let request = SlotRequest::set(u32::try_from(id).unwrap(), SlotFlags::empty(), at, pages << 12, hva);
+            let (at, id) = (Gfn::new(gfn).unwrap().base(), u32::try_from(id).unwrap());
+            let request = SlotRequest::set(id, SlotFlags::empty(), at, pages << 12, hva_of(gfn));
             table.apply(request).unwrap();
         };
         add(0, 0, FIRST_SLOT);
@@ -132,6 +132,36 @@ impl Machine {
         }
         time
     }
+
+    /// The time that this many faults take on MMIO SPTEs that a change of the slots has made stale.
+    fn stale(&mut self, count: u64) -> Duration {
+        let (mut vcpu, mut frames) = (self.vcpu(), self.frames());
+        let at = Gfn::new(FIRST_SLOT + STRIDE).unwrap().base();
+        let (mut done, mut time, mut flags) = (0, Duration::ZERO, SlotFlags::empty());
+        for page in 0..PAGES {
+            self.fault(&mut vcpu, &mut frames, MMIO + (page << 12), WRITE);
+        }
+        while done < count {
+            flags ^= SlotFlags::LOG_DIRTY;
+            self.slots
+                .apply(SlotRequest::set(1, flags, at, 2 << 12, hva_of(FIRST_SLOT + STRIDE)))
+                .unwrap();
+            let batch = (count - done).min(PAGES);
+            let start = Instant::now();
+            for page in 0..batch {
+                let outcome = self.fault(&mut vcpu, &mut frames, MMIO + (page << 12), RESERVED);
+                assert!(matches!(outcome, FaultOutcome::Emulate(_)), "{outcome:?}");
+            }
+            time += start.elapsed();
+            done += batch;
+        }
+        time
+    }
+}
+
+/// Where the memory of a frame would be, if anybody looked.
+fn hva_of(gfn: u64) -> Hva {
+    Hva::new(0x7000_0000_0000 + (gfn << 12))
 }
 
 fn fault(
@@ -170,6 +200,8 @@ fn first_touch(c: &mut Criterion) {
     group.bench_function("mmio", |b| {
         b.iter_custom(|count| machine.first_touches(count, MMIO, is_mmio));
     });
+    let mut machine = machine;
+    group.bench_function("stale", |b| b.iter_custom(|count| machine.stale(count)));
     group.finish();
 }
 
