@@ -11,6 +11,7 @@ use umbra_memslots::{AddressSpaceId, Gpa, GuestMemory};
 use umbra_vcpu::backend::VcpuBackend;
 use umbra_vcpu::exit::{VmEntry, VmExit};
 use umbra_vcpu::regs::Regs;
+use umbra_vcpu::soft::SoftVcpu;
 
 const RAM: u64 = 1 << 20;
 /// Where the first CPU's code begins; the next one's lies a page further.
@@ -22,35 +23,47 @@ const ROUNDS: u32 = 600;
 
 type Code = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
-/// Runs each program on a CPU of its own until all have halted. EDI is the CPU's number.
-fn run(machine: &Machine, programs: &[Code]) -> Vec<Regs> {
-    let at = |cpu: usize| CODE + cpu as u64 * PAGE;
+/// Where a CPU's code begins.
+fn code_of(cpu: usize) -> u64 {
+    CODE + cpu as u64 * PAGE
+}
+
+/// A CPU that is about to run the program that [`load`] gave it.
+fn cpu(machine: &Machine, number: usize) -> SoftVcpu {
+    machine.vcpu(code_of(number), 0x8_0000 + number as u64 * PAGE)
+}
+
+/// Puts each program, with a `hlt` behind it, where its CPU begins.
+fn load(machine: &Machine, programs: &[Code]) {
     for (cpu, program) in programs.iter().enumerate() {
         let mut code = CodeAssembler::new(32).unwrap();
         program(&mut code).unwrap();
         code.hlt().unwrap();
-        machine
-            .ram
-            .write(Gpa::new(at(cpu)), &code.assemble(at(cpu)).unwrap())
-            .unwrap();
+        let code = code.assemble(code_of(cpu)).unwrap();
+        machine.ram.write(Gpa::new(code_of(cpu)), &code).unwrap();
     }
+}
+
+/// Runs each program on a CPU of its own until all have halted. EDI is the CPU's number.
+fn run(machine: &Machine, programs: &[Code]) -> Vec<Regs> {
+    load(machine, programs);
     std::thread::scope(|scope| {
-        let run_one = |cpu: usize| {
-            let mut vcpu = machine.vcpu(at(cpu), 0x8_0000 + cpu as u64 * PAGE);
+        let run_one = |number: usize| {
+            let mut vcpu = cpu(machine, number);
             let regs = vcpu.regs().unwrap();
             vcpu.set_regs(&Regs {
-                rdi: cpu as u64,
+                rdi: number as u64,
                 ..regs
             })
             .unwrap();
             move || {
                 vcpu.stop_after(200_000_000);
                 let exit = vcpu.run(VmEntry::Resume).unwrap();
-                assert_eq!(exit, VmExit::Hlt, "CPU {cpu}");
+                assert_eq!(exit, VmExit::Hlt, "CPU {number}");
                 vcpu.regs().unwrap()
             }
         };
-        let threads: Vec<_> = (0..programs.len()).map(|cpu| scope.spawn(run_one(cpu))).collect();
+        let threads: Vec<_> = (0..programs.len()).map(|number| scope.spawn(run_one(number))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }
@@ -94,6 +107,29 @@ fn locked_instructions_lose_nothing_wherever_they_point() {
     assert_eq!(word(&machine, SHARED + 0x40), total << 32 | total, "8 bytes");
 }
 
+/// Says that round ESI is ready, waits for the other to have answered it, and goes on to the next.
+fn hand_over(a: &mut CodeAssembler, round: CodeLabel) -> Result<(), IcedError> {
+    let mut wait = a.create_label();
+    a.mov(dword_ptr(SHARED), esi)?;
+    a.set_label(&mut wait)?;
+    a.pause()?;
+    a.cmp(dword_ptr(SHARED + 64), esi)?;
+    a.jne(wait)?;
+    next_round(a, round)
+}
+
+/// Answers round ESI, and goes on to the next.
+fn answer(a: &mut CodeAssembler, round: CodeLabel) -> Result<(), IcedError> {
+    a.mov(dword_ptr(SHARED + 64), esi)?;
+    next_round(a, round)
+}
+
+fn next_round(a: &mut CodeAssembler, round: CodeLabel) -> Result<(), IcedError> {
+    a.inc(esi)?;
+    a.cmp(esi, ROUNDS)?;
+    a.jbe(round)
+}
+
 /// A function in a page of its own: `mov eax, imm32; ret`.
 const FUNCTION: u32 = 0x6_0000;
 
@@ -106,18 +142,11 @@ fn code_that_another_cpu_changes_is_seen_after_a_serialising_instruction() {
         .unwrap();
     // The writer puts the round's number into the function, says so, and waits for the other to have called it.
     let writer: Code = |a| {
-        let (mut round, mut wait) = (a.create_label(), a.create_label());
+        let mut round = a.create_label();
         a.mov(esi, 1)?;
         a.set_label(&mut round)?;
         a.mov(dword_ptr(FUNCTION + 1), esi)?;
-        a.mov(dword_ptr(SHARED), esi)?;
-        a.set_label(&mut wait)?;
-        a.pause()?;
-        a.cmp(dword_ptr(SHARED + 64), esi)?;
-        a.jne(wait)?;
-        a.inc(esi)?;
-        a.cmp(esi, ROUNDS)?;
-        a.jbe(round)
+        hand_over(a, round)
     };
     let caller: Code = |a| {
         let (mut round, mut wait, mut good) = (a.create_label(), a.create_label(), a.create_label());
@@ -135,10 +164,7 @@ fn code_that_another_cpu_changes_is_seen_after_a_serialising_instruction() {
         a.je(good)?;
         a.inc(ebp)?;
         a.set_label(&mut good)?;
-        a.mov(dword_ptr(SHARED + 64), esi)?;
-        a.inc(esi)?;
-        a.cmp(esi, ROUNDS)?;
-        a.jbe(round)
+        answer(a, round)
     };
     let ended = run(&machine, &[writer, caller]);
     assert_eq!(ended[1].rbp, 0, "calls of old code");
@@ -179,7 +205,7 @@ fn mapping_that_another_cpu_changes_is_seen_after_a_flush() {
     // The writer knows the table as ordinary memory first, then moves the window: sometimes through a TLB entry of a time
     // in which nobody walked the table.
     let writer: Code = |a| {
-        let (mut round, mut wait) = (a.create_label(), a.create_label());
+        let mut round = a.create_label();
         turn_paging_on(a)?;
         a.mov(esi, 1)?;
         a.set_label(&mut round)?;
@@ -189,14 +215,7 @@ fn mapping_that_another_cpu_changes_is_seen_after_a_flush() {
         a.shl(eax, 12)?;
         a.add(eax, FRAMES.cast_signed() | 3)?;
         a.mov(dword_ptr(TABLE), eax)?;
-        a.mov(dword_ptr(SHARED), esi)?;
-        a.set_label(&mut wait)?;
-        a.pause()?;
-        a.cmp(dword_ptr(SHARED + 64), esi)?;
-        a.jne(wait)?;
-        a.inc(esi)?;
-        a.cmp(esi, ROUNDS)?;
-        a.jbe(round)
+        hand_over(a, round)
     };
     let reader: Code = |a| {
         let (mut wait, mut good) = (a.create_label(), a.create_label());
@@ -222,10 +241,7 @@ fn mapping_that_another_cpu_changes_is_seen_after_a_flush() {
         a.je(good)?;
         a.inc(ebp)?;
         a.set_label(&mut good)?;
-        a.mov(dword_ptr(SHARED + 64), esi)?;
-        a.inc(esi)?;
-        a.cmp(esi, ROUNDS)?;
-        a.jbe(wait)
+        answer(a, wait)
     };
     let ended = run(&machine, &[writer, reader]);
     assert_eq!(ended[1].rbp, 0, "accesses by an old mapping");
@@ -243,17 +259,11 @@ fn slot_that_goes_is_not_used_any_more_by_any_cpu() {
         a.cmp(dword_ptr(SHARED), 0)?;
         a.je(again)
     };
-    for cpu in 0..2u64 {
-        let mut code = CodeAssembler::new(32).unwrap();
-        spin(&mut code).unwrap();
-        code.hlt().unwrap();
-        let bytes = code.assemble(CODE + cpu * PAGE).unwrap();
-        machine.ram.write(Gpa::new(CODE + cpu * PAGE), &bytes).unwrap();
-    }
+    load(&machine, &[spin; 2]);
     let exits = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..2u64)
-            .map(|cpu| {
-                let mut vcpu = machine.vcpu(CODE + cpu * PAGE, 0x8_0000 + cpu * PAGE);
+        let threads: Vec<_> = (0..2)
+            .map(|number| {
+                let mut vcpu = cpu(&machine, number);
                 scope.spawn(move || {
                     let mut exits = 0u32;
                     loop {

@@ -12,12 +12,12 @@ use umbra_devices::IoSize;
 use umbra_memslots::{AddressSpaceId, Gfn, Gpa, GuestMemory, Gva, Memslots};
 use umbra_mmu::direct::{FoundSlot, SlotSet};
 use umbra_mmu::guest_walk::{PdpteLoad, load_pdptes};
-use umbra_mmu::hw_model::{HwAccess, HwCpu, HwMemory, HwOutcome, hw_walk};
+use umbra_mmu::hw_model::{HwAccess, HwCpu, HwOutcome, Wired, hw_walk};
 use umbra_mmu::shadow::{
     DirtyLog, FaultOutcome, FoundFrame, FrameSource, HostParams, LayoutError, ShadowError, ShadowFault, ShadowMmu,
     ShadowRoot, ShadowVcpu, SpteLayout, TlbControl,
 };
-use umbra_mmu::tables::{EntryLocation, HeapTables, TableSpace, TableSpaceError};
+use umbra_mmu::tables::{HeapTables, TableSpaceError};
 use umbra_mmu::x86::control::{cr0, cr4, efer};
 use umbra_mmu::x86::{GuestCpu, PageFaultCode, PagingMode, PagingRegs, PagingState, Privilege};
 use umbra_vcpu::emulate::{
@@ -387,27 +387,5 @@ impl FrameSource for Frames<'_> {
     /// All of it was written to.
     fn at_hand(&mut self, _gfn: Gfn) -> bool {
         true
-    }
-}
-
-/// The shadow tables as the hardware sees them.
-struct Wired<'a>(&'a HeapTables);
-
-impl Wired<'_> {
-    fn entry(&self, address: u64) -> Option<EntryLocation> {
-        let table = self.0.table_at(address)?;
-        let index = u16::try_from(address % 4096 / 8).ok()?;
-        Some(EntryLocation { table, index })
-    }
-}
-
-impl HwMemory for Wired<'_> {
-    fn load(&self, address: u64, _bytes: u64) -> u64 {
-        self.entry(address).map_or(u64::MAX, |at| self.0.load(at))
-    }
-
-    fn set_bits(&self, address: u64, _bytes: u64, expected: u64, bits: u64) -> bool {
-        self.entry(address)
-            .is_none_or(|at| self.0.compare_exchange(at, expected, expected | bits).is_ok())
     }
 }

@@ -10,11 +10,10 @@ use umbra_memslots::{AddressSpaceId, Gfn, GfnRange, Gpa, Gva, Memslots, SlotRead
 use umbra_mmu::NoObserver;
 use umbra_mmu::direct::{FoundSlot, SlotSet};
 use umbra_mmu::guest_walk::{PdpteLoad, load_pdptes};
-use umbra_mmu::hw_model::{HwAccess, HwCpu, HwMemory, HwOutcome, hw_walk};
+use umbra_mmu::hw_model::{HwAccess, HwCpu, HwOutcome, Wired, hw_walk};
 use umbra_mmu::shadow::{
     FaultOutcome, FoundFrame, FrameSource, ShadowFault, ShadowRoot, ShadowStats, ShadowVcpu, TlbControl,
 };
-use umbra_mmu::tables::{EntryLocation, HeapTables, TableSpace};
 use umbra_mmu::x86::control::{cr0, cr4, efer, rflags};
 use umbra_mmu::x86::{self, GuestCpu, PageFaultCode, PagingMode, PagingRegs, PagingState, Privilege};
 
@@ -397,26 +396,4 @@ fn largest_leaf(slot: GfnRange, gfn: Gfn) -> u8 {
         slot.start().get() <= first && first + pages <= slot.end_raw()
     };
     [3, 2].into_iter().find(fits).unwrap_or(1)
-}
-
-/// The shadow tables as the hardware sees them.
-struct Wired<'a>(&'a HeapTables);
-
-impl Wired<'_> {
-    fn entry(&self, address: u64) -> Option<EntryLocation> {
-        let table = self.0.table_at(address)?;
-        let index = (address % 4096 / 8) as u16;
-        Some(EntryLocation { table, index })
-    }
-}
-
-impl HwMemory for Wired<'_> {
-    fn load(&self, address: u64, _bytes: u64) -> u64 {
-        self.entry(address).map_or(u64::MAX, |at| self.0.load(at))
-    }
-
-    fn set_bits(&self, address: u64, _bytes: u64, expected: u64, bits: u64) -> bool {
-        self.entry(address)
-            .is_none_or(|at| self.0.compare_exchange(at, expected, expected | bits).is_ok())
-    }
 }
