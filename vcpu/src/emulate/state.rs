@@ -372,6 +372,12 @@ impl CpuState {
         }
     }
 
+    /// Whether SSE instructions may be executed without #UD and #NM (SDM vol. 3A section 13.1).
+    #[inline]
+    pub const fn has_vectors(&self) -> bool {
+        self.sys.cr0 & (cr0::EM | cr0::TS) == 0 && self.sys.cr4 & cr4::OSFXSR != 0
+    }
+
     /// Current privilege level.
     #[inline]
     pub const fn cpl(&self) -> u8 {

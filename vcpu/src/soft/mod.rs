@@ -5,9 +5,9 @@
 //! walk them. So MMIO is met as a reserved bit in an MMIO SPTE, comes out as [`crate::exit::VmExit::Mmio`], and the
 //! instruction is begun anew when the answer is known.
 //!
-//! Read in this order: [`vm`] (what vCPUs share), `gate` (how they wait for each other's TLBs), `cpuid`, `host` (guest RAM
-//! by host address), `tlb`, `walker` (what happens on a miss), `code` and `blocks` (the cache of decoded code), `fast`
-//! (the commonest instructions, made ready to run), `world` and `platform` (what the core sees of it all), `pvclock`,
+//! Read in this order: [`vm`] (what vCPUs share), `gate` (how they wait for each other's TLBs), `cpuid`, `raw` and
+//! `host` (guest RAM by host address), `tlb`, `walker` (what happens on a miss), `code` and `blocks` (the cache of decoded code), `fast`
+//! (the commonest instructions, made ready to run), `run` (executing both), `world` and `platform` (what the core sees of it all), `pvclock`,
 //! `signals` (what other threads tell it), [`vcpu`].
 //!
 //! Each vCPU may have a thread of its own. Locked instructions are atomic for all of them, and an access has the order
@@ -31,6 +31,9 @@ mod gate;
 mod host;
 mod platform;
 mod pvclock;
+#[expect(unsafe_code, reason = "guest RAM is reached by host address")]
+mod raw;
+mod run;
 mod signals;
 mod startup;
 mod sync;

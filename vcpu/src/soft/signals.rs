@@ -42,12 +42,6 @@ impl Signals {
         self.interrupt.load(Ordering::Acquire)
     }
 
-    /// Whether there is anything to look at.
-    #[inline]
-    pub fn any(&self) -> bool {
-        self.kicked.load(Ordering::Relaxed) || self.interrupt.load(Ordering::Relaxed)
-    }
-
     /// Whether there was a kick, which is answered by that.
     #[inline]
     pub fn take_kick(&self) -> bool {

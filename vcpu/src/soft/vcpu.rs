@@ -1,10 +1,8 @@
 //! [`SoftVcpu`]: the vCPU itself. It executes blocks, delivers exceptions, and comes out where the VMM is needed.
 
 use super::apic::OwnApic;
-use super::blocks::{Block, Blocks, Key, MAX_BYTES};
+use super::blocks::Blocks;
 use super::code::Changed;
-use super::fast::mode::Mode;
-use super::fast::{Go, settle_flags};
 use super::signals::Signals;
 use super::startup;
 use super::vm::Shared;
@@ -16,7 +14,7 @@ use crate::regs::{Regs, SystemRegs};
 use std::sync::Arc;
 use umbra_devices::IntrSource;
 use umbra_devices::models::lapic::{CpuEvent, LocalApic};
-use umbra_memslots::{PAGE_SIZE, SlotReader};
+use umbra_memslots::SlotReader;
 use umbra_mmu::shadow::ShadowStats;
 
 /// DR6.BS.
@@ -27,10 +25,10 @@ const DR7_AT_RESET: u64 = 0x400;
 
 /// A vCPU in software.
 pub struct SoftVcpu {
-    cpu: Cpu<World>,
-    blocks: Blocks,
+    pub(super) cpu: Cpu<World>,
+    pub(super) blocks: Blocks,
     /// Whether fast ops are used.
-    fast: bool,
+    pub(super) fast: bool,
     signals: Arc<Signals>,
     /// Where interrupts come from, if from anywhere.
     interrupts: Option<Arc<dyn IntrSource>>,
@@ -43,13 +41,10 @@ pub struct SoftVcpu {
     /// An exception that is being delivered.
     event: Option<Event>,
     /// Instructions begun, and exceptions delivered.
-    executed: u64,
+    pub(super) executed: u64,
     /// When to come back, in `executed`.
-    until: u64,
+    pub(super) until: u64,
 }
-
-/// Blocks that are executed by fast ops before slots are looked at again.
-const CHAIN: usize = 256;
 
 /// How far a vCPU came.
 enum Progress {
@@ -322,172 +317,6 @@ impl SoftVcpu {
         }
         Progress::Boundary
     }
-
-    /// Executes from CS:RIP on: some blocks, or one instruction.
-    fn execute(&mut self, once: bool) -> Step {
-        if !once
-            && self.fast
-            && let Some(mode) = Mode::of(&self.cpu.state)
-        {
-            return self.execute_fast(mode);
-        }
-        self.execute_block(once)
-    }
-
-    /// Executes up to [`CHAIN`] blocks by fast ops, as long as nothing else wants attention.
-    fn execute_fast(&mut self, mode: Mode) -> Step {
-        self.cpu.env.rights = mode.rights;
-        self.cpu.env.moved = false;
-        let mut step = Step::Done { trap: false };
-        for _ in 0..CHAIN {
-            let rip = self.cpu.state.rip;
-            let tag = self.cpu.env.tlb.epoch() << 3 | mode.number();
-            let Self {
-                cpu, blocks, executed, ..
-            } = self;
-            let end = if let Some(block) = blocks.known(rip, tag) {
-                run(block, cpu, mode, executed)
-            } else {
-                settle_flags(cpu);
-                match self.find_block() {
-                    Some(key) => {
-                        // What was found may have been found by filling the TLB, so the tag is taken anew.
-                        let tag = self.cpu.env.tlb.epoch() << 3 | mode.number();
-                        self.blocks.remember(key, tag);
-                        continue;
-                    }
-                    None => {
-                        self.executed += 1;
-                        return self.cpu.step();
-                    }
-                }
-            };
-            if let End::Leave(how) = end {
-                step = how;
-                break;
-            }
-            if self.signals.any() || !self.cpu.env.is_current() || self.executed >= self.until {
-                break;
-            }
-        }
-        settle_flags(&mut self.cpu);
-        step
-    }
-
-    /// Finds the block at CS:RIP, or decodes it. `None` if something is in the way: a single step finds out what is to be
-    /// done about it.
-    fn find_block(&mut self) -> Option<Key> {
-        let Self { cpu, blocks, .. } = self;
-        let at = cpu.code_address().ok()?;
-        let access = cpu.fetch_access();
-        let gpa = cpu.env.code_at(at, access).ok()??;
-        let key = Key {
-            gpa,
-            rip: cpu.state.rip,
-            size: cpu.state.code_size(),
-        };
-        let room = room_in_segment(&cpu.state);
-        if blocks.find(key).is_none() {
-            let to_page_end = (PAGE_SIZE - gpa.page_offset()) as usize;
-            let mut bytes = [0; MAX_BYTES];
-            let bytes = &mut bytes[..MAX_BYTES.min(to_page_end).min(room)];
-            cpu.env.tlb.place(gpa, bytes.len())?.read(bytes);
-            let length = blocks.decode(key, cpu, bytes)?.bytes;
-            // Another vCPU may have written to it before its writes were noticed.
-            let watched = cpu.env.watch_code(gpa, length);
-            let mut again = [0; MAX_BYTES];
-            let again = &mut again[..length];
-            let place = cpu.env.tlb.place(gpa, length);
-            if watched.is_none() || place.map(|place| place.read(again)).is_none() || *again != bytes[..length] {
-                blocks.forget(gpa.gfn());
-                return None;
-            }
-        }
-        blocks.find(key).filter(|block| block.bytes <= room).map(|_| key)
-    }
-
-    /// Executes the block at CS:RIP, or its first instruction, by the instruction core.
-    fn execute_block(&mut self, once: bool) -> Step {
-        self.executed += 1;
-        let key = self.find_block();
-        let Self {
-            cpu, blocks, executed, ..
-        } = self;
-        let Some(block) = key.and_then(|key| blocks.find(key)) else {
-            return cpu.step();
-        };
-        let count = if once { 1 } else { block.instructions.len() };
-        cpu.env.moved = false;
-        let mut step = Step::Repeat;
-        // The first is counted already.
-        *executed -= 1;
-        for instruction in block.instructions.iter().take(count) {
-            step = cpu.execute_decoded(instruction);
-            *executed += 1;
-            if step != (Step::Done { trap: false }) || cpu.env.moved {
-                break;
-            }
-        }
-        step
-    }
-}
-
-/// How a block ended.
-enum End {
-    /// At RIP, where another block may go on.
-    Block,
-    /// Something is to be looked at first.
-    Leave(Step),
-}
-
-/// Executes a block by its fast ops; what those leave alone is executed by the instruction core.
-#[inline]
-fn run(block: &Block, cpu: &mut Cpu<World>, mode: Mode, executed: &mut u64) -> End {
-    let mut next = cpu.state.rip;
-    for (index, op) in block.ops.iter().enumerate() {
-        match op.run(cpu) {
-            Go::Next => next = op.next(),
-            Go::Jump => {
-                *executed += index as u64 + 1;
-                return End::Block;
-            }
-            Go::Repeat => {
-                cpu.state.rip = next;
-                *executed += index as u64 + 1;
-                return End::Leave(Step::Repeat);
-            }
-            Go::Slow => {
-                settle_flags(cpu);
-                cpu.state.rip = next;
-                let step = match block.instructions.get(index) {
-                    Some(instruction) => cpu.execute_decoded(instruction),
-                    None => cpu.step(),
-                };
-                next = op.next();
-                let plain = step == (Step::Done { trap: false }) && !cpu.env.moved;
-                if !plain || Mode::of(&cpu.state) != Some(mode) {
-                    *executed += index as u64 + 1;
-                    return End::Leave(step);
-                }
-                if cpu.state.rip != next {
-                    *executed += index as u64 + 1;
-                    return End::Block;
-                }
-            }
-        }
-    }
-    *executed += block.ops.len() as u64;
-    cpu.state.rip = next;
-    End::Block
-}
-
-/// Bytes from RIP to the end of the code segment.
-fn room_in_segment(state: &CpuState) -> usize {
-    if state.long_code() {
-        return usize::MAX;
-    }
-    let limit = u64::from(state.sys.cs.limit);
-    usize::try_from(limit.saturating_sub(state.rip).saturating_add(1)).unwrap_or(usize::MAX)
 }
 
 impl VcpuBackend for SoftVcpu {

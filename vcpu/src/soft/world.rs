@@ -21,8 +21,8 @@ pub(super) struct World {
     code: Seen,
     /// Status flags that RFLAGS does not have yet; settled before anybody else looks.
     pub lazy: Lazy,
-    /// The rights of fast ops.
-    pub rights: u8,
+    /// Fast ops may use XMM registers.
+    pub vectors: bool,
     pub replay: Replay,
     pub shared: Arc<Shared>,
     /// Address translation has changed: a block that is being executed may lie elsewhere now.
@@ -53,7 +53,7 @@ impl World {
             tlb: Tlb::new(snapshot),
             code: Seen::default(),
             lazy: Lazy::default(),
-            rights: 0,
+            vectors: false,
             replay: Replay::default(),
             shared,
             moved: false,

@@ -8,10 +8,10 @@ mod approximate;
 mod control;
 mod convert;
 pub(super) mod float;
-mod lanes;
+pub(crate) mod lanes;
 mod mmx;
 mod moves;
-mod shuffle;
+pub(crate) mod shuffle;
 mod text;
 
 use super::environment::{AccessKind, Memory, Platform, Stop};
