@@ -94,7 +94,7 @@ impl<E: Memory + Platform> Cpu<E> {
 
     /// How the paging unit is to see an explicit access at the present privilege level.
     #[inline]
-    pub(super) fn access(&self, kind: AccessKind) -> Access {
+    pub(crate) fn access(&self, kind: AccessKind) -> Access {
         Access {
             kind,
             user: self.state.cpl() == 3,

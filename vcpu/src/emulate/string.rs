@@ -12,8 +12,8 @@ use iced_x86::{Instruction, OpKind, Register};
 use umbra_devices::IoSize;
 use umbra_memslots::Gva;
 
-/// Elements per step.
-pub(crate) const BURST: usize = 1024;
+/// Elements per step: as many bytes as a page has.
+pub(crate) const BURST: usize = 4096;
 
 /// The parts of a string instruction that do not change from element to element.
 struct Shape {

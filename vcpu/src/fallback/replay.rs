@@ -29,6 +29,11 @@ impl Replay {
         self.answers.push((request, value));
     }
 
+    /// Whether the next access is one that was answered before.
+    pub fn knows_next(&self) -> bool {
+        self.next < self.answers.len()
+    }
+
     /// The answer to `request` if it was given before. If the instruction now asks for something else (another CPU
     /// changed its operands meanwhile), what it asked for before is forgotten.
     pub fn take(&mut self, request: Request) -> Option<Option<u64>> {

@@ -136,7 +136,7 @@ pub(super) unsafe fn store<const W: u32>(at: *mut u8, value: u64) {
     }
 }
 
-/// Writes the low `W` bits of `value` again and again into `bytes` bytes. Aligned elements of 8 bytes go at once.
+/// Writes the low `W` bits of `value` again and again into `bytes` bytes, aligned elements eight bytes at a time.
 ///
 /// # Safety
 /// As [`store`], for all of the bytes; `at` and `bytes` are multiples of the element's size.
@@ -165,14 +165,14 @@ pub(super) unsafe fn fill<const W: u32>(at: *mut u8, value: u64, bytes: usize) {
 /// Copies `bytes` bytes upwards, as if by elements of `W` bits: what was written is read again where the places overlap.
 ///
 /// # Safety
-/// As [`load`] and [`store`], for all of the bytes; addresses and `bytes` are multiples of the element's size.
+/// As [`load`] and [`store`], for all of the bytes; `bytes` is a multiple of the element's size.
 pub(super) unsafe fn copy<const W: u32>(from: *mut u8, to: *mut u8, bytes: usize) {
     // Eight bytes at once are the same unless they would be read before they are written.
     let apart = to.addr().wrapping_sub(from.addr()) >= 8;
     let mut done = 0;
     while done < bytes {
         let (from, to) = (from.wrapping_add(done), to.wrapping_add(done));
-        if apart && (from.addr() | to.addr()) & 7 == 0 && bytes - done >= 8 {
+        if apart && bytes - done >= 8 {
             // SAFETY: 8 of the bytes are left.
             let value = unsafe { load::<64>(from) };
             // SAFETY: likewise.

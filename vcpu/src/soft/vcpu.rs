@@ -76,7 +76,7 @@ impl SoftVcpu {
         }
     }
 
-    /// Instructions begun so far (of a repeated string instruction, each part of up to 1024 elements), and exceptions
+    /// Instructions begun so far (of a repeated string instruction, each part of up to 4096 elements), and exceptions
     /// delivered.
     pub fn executed(&self) -> u64 {
         self.executed

@@ -24,6 +24,8 @@ pub(super) struct World {
     /// Fast ops may use XMM registers.
     pub vectors: bool,
     pub replay: Replay,
+    /// The page with which the last access met a device: of the access, and of the device.
+    met: Option<(Gva, Access, Gpa)>,
     pub shared: Arc<Shared>,
     /// Address translation has changed: a block that is being executed may lie elsewhere now.
     pub moved: bool,
@@ -55,6 +57,7 @@ impl World {
             lazy: Lazy::default(),
             vectors: false,
             replay: Replay::default(),
+            met: None,
             shared,
             moved: false,
             slots,
@@ -120,7 +123,17 @@ impl World {
     }
 
     fn translate(&mut self, at: Gva, access: Access) -> Result<Target, Stop> {
+        // An access that was answered is not looked for again: it went where it went.
+        if self.replay.knows_next()
+            && let Some((page, of, device)) = self.met
+            && (page, of) == (at.page_base(), access)
+        {
+            return Ok(Target::Device(device.wrapping_add(at.page_offset())));
+        }
         let target = self.walker.translate(&mut self.tlb, at, access)?;
+        if let Target::Device(gpa) = target {
+            self.met = Some((at.page_base(), access, gpa.gfn().base()));
+        }
         if let Target::Ram(gpa) = target
             && !(access.kind == AccessKind::Write && self.shared.code.contains(gpa.gfn()))
         {

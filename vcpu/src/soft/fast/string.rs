@@ -1,13 +1,15 @@
-//! `movs` and `stos` upwards, with `rep` in bulk: as many elements as the instruction core does in a step, if the TLB knows
-//! all their pages.
+//! `movs` and `stos` upwards, with `rep` in bulk: as many elements as the instruction core does in a step, if all their pages
+//! are memory.
 
 use super::memory::NARROW;
 use super::{Go, Op, Run, Went, by_width, cut, follow, slow};
+use crate::emulate::flags::DF;
 use crate::emulate::state::{RAX, RCX, RDI, RSI};
 use crate::emulate::string::BURST;
 use crate::emulate::width::Width;
-use crate::emulate::{Cpu, flags};
+use crate::emulate::{AccessKind, Cpu, Memory};
 use crate::soft::world::World;
+use umbra_memslots::{Gva, PAGE_SIZE};
 
 /// The bits of an address that count.
 #[inline(always)]
@@ -20,13 +22,30 @@ fn mask(op: &Op) -> u64 {
 fn extent<const REP: bool, const W: u32>(cpu: &Cpu<World>, op: &Op) -> Option<(u64, u64)> {
     let count = if REP { cpu.state.gpr[RCX] & mask(op) } else { 1 };
     let count = count.min(BURST as u64);
-    (!cpu.state.flag(flags::DF)).then_some((count, count * u64::from(W / 8)))
+    (count > 0 && !cpu.state.flag(DF)).then_some((count, count * u64::from(W / 8)))
 }
 
-/// Whether `bytes` bytes of whole elements begin at `at` and end below the address space's end.
+/// Whether `bytes` bytes begin at `at` and end below the address space's end.
 #[inline(always)]
-fn is_plain<const W: u32>(op: &Op, at: u64, bytes: u64) -> bool {
-    at & u64::from(W / 8 - 1) == 0 && mask(op) - at >= bytes
+fn is_plain(op: &Op, at: u64, bytes: u64) -> bool {
+    mask(op) - at >= bytes
+}
+
+/// Has the TLB know the pages of an access, as far as they are memory and may be accessed so. Says whether they are; if not,
+/// the core finds out where it ends, and has the pages before that accessed as well.
+#[cold]
+#[inline(never)]
+fn look_up(cpu: &mut Cpu<World>, kind: AccessKind, at: u64, bytes: u64) -> bool {
+    let access = cpu.access(kind);
+    let end = at + bytes;
+    let mut at = at;
+    while at < end {
+        if cpu.env.probe(Gva::new(at), 1, access).is_err() {
+            return false;
+        }
+        at = (at & !(PAGE_SIZE - 1)) + PAGE_SIZE;
+    }
+    true
 }
 
 /// The elements are done.
@@ -44,13 +63,21 @@ fn advance<const REP: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op], count: u
 
 fn fill<const REP: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     let to = cpu.state.gpr[RDI] & mask(op);
-    let Some((count, bytes)) =
-        extent::<REP, W>(cpu, op).filter(|(count, bytes)| *count > 0 && is_plain::<W>(op, to, *bytes))
-    else {
+    let Some((count, bytes)) = extent::<REP, W>(cpu, op).filter(|(_, bytes)| is_plain(op, to, *bytes)) else {
         return slow(rest);
     };
     let value = cut::<W>(cpu.state.gpr[RAX]);
-    if !cpu.env.tlb.fill_range::<W>(to, value, bytes) {
+    let done = |cpu: &Cpu<World>| {
+        let tlb = &cpu.env.tlb;
+        if to & u64::from(W / 8 - 1) == 0 {
+            tlb.fill_range::<W>(to, value, bytes)
+        } else {
+            // Elements lie across pages; if all their bytes are alike, that makes no difference.
+            value == cut::<W>(cut::<8>(value) * 0x0101_0101_0101_0101)
+                && tlb.fill_range::<8>(to, cut::<8>(value), bytes)
+        }
+    };
+    if !done(cpu) && !(look_up(cpu, AccessKind::Write, to, bytes) && done(cpu)) {
         return slow(rest);
     }
     cpu.state.gpr[RDI] = to + bytes;
@@ -60,11 +87,23 @@ fn fill<const REP: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op
 fn copy<const REP: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     let from = cpu.state.gpr[RSI] & mask(op);
     let to = cpu.state.gpr[RDI] & mask(op);
-    let plain = |bytes| is_plain::<W>(op, from, bytes) && is_plain::<W>(op, to, bytes);
-    let Some((count, bytes)) = extent::<REP, W>(cpu, op).filter(|(count, bytes)| *count > 0 && plain(*bytes)) else {
+    let plain = |bytes| is_plain(op, from, bytes) && is_plain(op, to, bytes);
+    let Some((count, bytes)) = extent::<REP, W>(cpu, op).filter(|(_, bytes)| plain(*bytes)) else {
         return slow(rest);
     };
-    if !cpu.env.tlb.copy_range::<W>(from, to, bytes) {
+    let done = |cpu: &Cpu<World>| {
+        let tlb = &cpu.env.tlb;
+        if (from | to) & u64::from(W / 8 - 1) == 0 {
+            tlb.copy_range::<W>(from, to, bytes)
+        } else {
+            // Byte by byte is the same, unless an element would be read after a part of it was written.
+            to.wrapping_sub(from) >= u64::from(W / 8) && tlb.copy_range::<8>(from, to, bytes)
+        }
+    };
+    let known = |cpu: &mut Cpu<World>| {
+        look_up(cpu, AccessKind::Read, from, bytes) && look_up(cpu, AccessKind::Write, to, bytes)
+    };
+    if !done(cpu) && !(known(cpu) && done(cpu)) {
         return slow(rest);
     }
     cpu.state.gpr[RSI] = from + bytes;
