@@ -226,7 +226,13 @@ fn conditional(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
     let code = (insn.condition_code() as u8).wrapping_sub(1) & 15;
     if insn.is_jcc_short_or_near() {
         target(op, insn, long)?;
-        return Some(branch::conditional(code));
+        // A branch to the next instruction is none, and does not end a block.
+        let goes_on = op.wide == insn.next_ip();
+        return Some(if goes_on {
+            moves::nothing
+        } else {
+            branch::conditional(code)
+        });
     }
     if insn.op0_kind() == OpKind::Memory && insn.op_count() == 1 {
         memory(op, insn, long)?;
