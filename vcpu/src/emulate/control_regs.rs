@@ -1,8 +1,8 @@
-//! `mov` with control and debug registers, `lmsw smsw clts` (SDM vol. 3A sections 2.5, 2.8, 17.2; vol. 2 MOV).
+//! `mov` with control and debug registers, `lmsw smsw clts` (SDM vol. 3A sections 2.5, 2.8, vol. 3B section 18.2, vol. 2 MOV).
 
 use super::environment::{Memory, Platform, Stop, Translation};
 use super::exception::{self, Exception};
-use super::state::{cr0, cr4, efer};
+use super::state::{cr0, cr4, dr7, efer};
 use super::width::Width;
 use super::{Cpu, Flow};
 use iced_x86::{Instruction, OpKind, Register};
@@ -144,7 +144,7 @@ impl<E: Memory + Platform> Cpu<E> {
         }
         self.state.debug[number] = match number {
             6 => value & 0xe00f | 0xffff_0ff0,
-            7 => value & 0xffff_2fff | 0x400,
+            7 => value & 0xffff_23ff | dr7::FIXED,
             _ => value,
         };
         Ok(Flow::Next)
@@ -160,11 +160,8 @@ impl<E: Memory + Platform> Cpu<E> {
             _ => return Err(Exception::UD.into()),
         };
         self.require_cpl0()?;
-        const GENERAL_DETECT: u64 = 1 << 13;
-        if self.state.debug[7] & GENERAL_DETECT != 0 {
-            self.state.debug[7] &= !GENERAL_DETECT;
-            self.state.debug[6] |= GENERAL_DETECT;
-            return Err(Exception::new(exception::DB).into());
+        if self.state.debug[7] & dr7::GENERAL_DETECT != 0 {
+            return Err(Exception::debug(exception::debug_cause::REGISTER_ACCESS).into());
         }
         Ok(number)
     }

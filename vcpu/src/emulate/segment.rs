@@ -69,7 +69,7 @@ impl<E: Memory + Platform> Cpu<E> {
         let value = self.value(insn, 1, Width::B2)?;
         self.load_segment_register(register, value as u16)?;
         Ok(if register == Register::SS {
-            Flow::NextWithShadow
+            Flow::NextWithShadow { traps: false }
         } else {
             Flow::Next
         })

@@ -93,7 +93,11 @@ impl<E: Memory + Platform> Cpu<E> {
             self.state.gpr[RSP] = before;
         }
         written?;
-        Ok(Flow::Next)
+        Ok(if insn.op0_register() == Register::SS {
+            Flow::NextWithShadow { traps: false }
+        } else {
+            Flow::Next
+        })
     }
 
     pub(super) fn pusha(&mut self, insn: &Instruction) -> Result<Flow, Stop> {

@@ -1,5 +1,6 @@
 //! The state of one CPU as the core works on it, and what mode it is in.
 
+use super::exception::Exception;
 use super::flags;
 use super::fpu::FpuState;
 use super::width::Width;
@@ -25,6 +26,11 @@ pub struct CpuState {
     pub fpu: FpuState,
     /// The instruction just executed holds off interrupts (and, after a load of SS, debug traps) for one instruction.
     pub interrupt_shadow: bool,
+    /// Debug traps that have not been reported: bits of [`super::exception::debug_cause`]. They wait for the end of the
+    /// instruction, and after a load of SS for the end of the next one.
+    pub pending_debug: u64,
+    /// The exception that a task switch met when it could not be undone any more.
+    pub late_fault: Option<Exception>,
 }
 
 /// MSRs that the system-call instructions and `swapgs` use (SDM vol. 4).
@@ -125,6 +131,18 @@ pub mod cr4 {
     pub const SMAP: u64 = 1 << 21;
     /// Protection keys for user pages.
     pub const PKE: u64 = 1 << 22;
+}
+
+/// DR7 bits (SDM vol. 3B section 18.2.4).
+pub mod dr7 {
+    /// L0, G0 to L3, G3: breakpoints are enabled.
+    pub const ENABLED: u64 = 0xff;
+    /// L0 to L3 and LE, which a task switch clears.
+    pub const LOCAL: u64 = 0x155;
+    /// Always 1.
+    pub const FIXED: u64 = 1 << 10;
+    /// GD: the next access to a debug register is a #DB.
+    pub const GENERAL_DETECT: u64 = 1 << 13;
 }
 
 /// EFER bits (SDM vol. 3A section 2.2.1, APM vol. 2 section 3.1.7).

@@ -4,7 +4,7 @@
 //! most [`BURST`] elements, so that interrupts and kicks are seen.
 
 use super::environment::{AccessKind, Memory, Platform, Stop};
-use super::flags::{self, DF, ZF};
+use super::flags::{self, DF, TF, ZF};
 use super::state::{RAX, RCX, RDI, RDX, RSI};
 use super::width::Width;
 use super::{Cpu, Flow};
@@ -73,7 +73,9 @@ impl<E: Memory + Platform> Cpu<E> {
             element(self, shape)?;
             return Ok(Flow::Next);
         }
-        for done in 0..BURST {
+        // Single-stepping stops at each iteration.
+        let burst = if self.state.flag(TF) { 1 } else { BURST };
+        for done in 0..burst {
             let count = self.state.low(RCX, shape.address);
             if count == 0 {
                 return Ok(Flow::Next);

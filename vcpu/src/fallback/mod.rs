@@ -17,7 +17,7 @@ pub use parts::Parts;
 
 use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
 use crate::emulate::state::cr4;
-use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop, exception, flags};
+use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop};
 use crate::exit::{VmEntry, VmExit};
 use crate::regs::{Regs, SystemRegs};
 use guest::Guest;
@@ -59,9 +59,6 @@ impl FallbackCounts {
             .or_default() += 1;
     }
 }
-
-/// DR6.BS.
-const SINGLE_STEP: u64 = 1 << 14;
 
 /// How an attempt to execute one instruction ended.
 enum Attempt {
@@ -116,6 +113,12 @@ impl<B: EmulationHost> Fallback<B> {
     /// Executes the instruction at the guest's RIP, or finds out what it waits for.
     fn attempt(&mut self) -> Result<Attempt, BackendError> {
         let mut before = CpuState::new(&self.backend.regs()?, &self.backend.system_regs()?);
+        // Each instruction may meet a breakpoint or end in a trap.
+        let debug = Parts {
+            debug: true,
+            ..Parts::default()
+        };
+        self.backend.load_parts(&mut before, debug)?;
         self.replay.rewind();
         let mut cpu = Cpu::new(
             before.clone(),
@@ -128,21 +131,18 @@ impl<B: EmulationHost> Fallback<B> {
             Ok(insn) => insn,
             Err(stop) => {
                 let outcome = Outcome::of_stop(&mut cpu, stop);
-                return self.conclude(outcome, &before, Parts::default(), Mnemonic::INVALID);
+                return self.conclude(outcome, &before, debug, Mnemonic::INVALID);
             }
         };
         let mut parts = Parts::of(&insn);
-        // Protection keys look at PKRU, and a single-step trap is reported in DR6.
+        // Protection keys look at PKRU.
         parts.fpu |= before.sys.cr4 & cr4::PKE != 0;
-        parts.debug |= before.flag(flags::TF);
         cpu.env.load(&mut cpu.state, parts)?;
+        parts.debug = true;
         before.clone_from(&cpu.state);
         let outcome = match cpu.execute(&insn) {
             Step::Done { trap: false } | Step::Repeat => Outcome::executed(&mut cpu),
-            Step::Done { trap: true } => {
-                cpu.state.debug[6] |= SINGLE_STEP;
-                Outcome::delivered(&mut cpu, Exception::new(exception::DB))
-            }
+            Step::Done { trap: true } => Outcome::due(&mut cpu),
             Step::Fault(fault) => Outcome::delivered(&mut cpu, fault),
             Step::Pending(request) => Outcome::Wait(request),
             Step::Halt => Outcome::Halted(Box::new(cpu.state.clone())),
@@ -237,8 +237,16 @@ impl Outcome {
             source: Source::Exception,
         };
         match cpu.deliver(event) {
-            Ok(()) => Self::executed(cpu),
+            Ok(()) => Self::due(cpu),
             Err(stop) => Self::of_stop(cpu, stop),
+        }
+    }
+
+    /// What the last step left to be raised is raised.
+    fn due<B: EmulationHost>(cpu: &mut Cpu<Guest<'_, B>>) -> Self {
+        match cpu.due() {
+            Some(exception) => Self::delivered(cpu, exception),
+            None => Self::executed(cpu),
         }
     }
 

@@ -19,8 +19,6 @@ use umbra_devices::models::lapic::{CpuEvent, LocalApic};
 use umbra_memslots::{PAGE_SIZE, SlotReader};
 use umbra_mmu::shadow::ShadowStats;
 
-/// DR6.BS.
-const SINGLE_STEP: u64 = 1 << 14;
 /// DR6 and DR7 after reset (SDM vol. 3A table 10-1).
 const DR6_AT_RESET: u64 = 0xffff_0ff0;
 const DR7_AT_RESET: u64 = 0x400;
@@ -271,10 +269,7 @@ impl SoftVcpu {
         }
         match step {
             Step::Done { trap: false } | Step::Repeat | Step::Pending(_) => Progress::Boundary,
-            Step::Done { trap: true } => {
-                self.cpu.state.debug[6] |= SINGLE_STEP;
-                self.raise(Exception::new(exception::DB))
-            }
+            Step::Done { trap: true } => self.raise_due(),
             Step::Fault(fault) => self.raise(fault),
             Step::Unsupported(mnemonic) => {
                 tracing::debug!(?mnemonic, rip = self.cpu.state.rip, "not implemented: #UD");
@@ -320,7 +315,15 @@ impl SoftVcpu {
         if delivered == Err(Stop::TripleFault) {
             return Progress::Exit(VmExit::Shutdown);
         }
-        Progress::Boundary
+        self.raise_due()
+    }
+
+    /// Raises what the last step or delivery left to be raised.
+    fn raise_due(&mut self) -> Progress {
+        match self.cpu.due() {
+            Some(exception) => self.raise(exception),
+            None => Progress::Boundary,
+        }
     }
 
     /// Executes from CS:RIP on: some blocks, or one instruction.
