@@ -420,7 +420,7 @@ impl<E: Memory + Platform> Cpu<E> {
             .stack_width()
             .cut(self.stack_pointer().wrapping_sub(length as u64));
         let at = self.linear(Register::SS, bottom, length, AccessKind::Write)?;
-        self.env.write(at, &bytes, access)?;
+        self.write_frame(at, &bytes, access)?;
         self.set_stack_pointer(bottom);
         Ok(())
     }

@@ -46,14 +46,18 @@ impl<E: Memory + Platform> Cpu<E> {
         loop {
             let back = self.state.rip;
             self.note(&event.exception);
+            let held = self.state.pending_debug;
             let (second, switched) = match self.whole(|cpu| cpu.enter_handler(event, back)) {
                 // Another task's handler could not be entered: that task's exception is delivered next.
                 Ok(_) => match self.state.late_fault.take() {
                     Some(second) => (second, true),
                     None => return Ok(()),
                 },
-                Err(Stop::Fault(second)) => (second, false),
-                Err(stop) => return Err(stop),
+                Err(stop) => {
+                    self.state.pending_debug = held;
+                    let Stop::Fault(second) = stop else { return Err(stop) };
+                    (second, false)
+                }
             };
             let first = event.exception.vector;
             let genuine = event.source == Source::Exception;

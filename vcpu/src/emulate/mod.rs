@@ -8,14 +8,14 @@
 //! Read in this order: [`state`], [`environment`], this file, `dispatch`, then any family of instructions: `arith`,
 //! `logic`, `shift`, `muldiv`, `moves`, `bits`, `stack`, `string`, `control_flow`, `flag_ops`, `bcd`, `port_io`;
 //! segmentation in `address`, `descriptor`, `segment`, `far`, [`interrupt`], `iret`, `syscall`, `task` and
-//! `task_image`; the rest of the system
-//! side in `control_regs`, [`msr`], `system`, `xsave`, `x87`; XMM and MMX registers in `sse`;
-//! numbers and their rounding in `float`.
+//! `task_image`; the rest of the system side in `control_regs`, `breakpoint`, [`msr`], `system`, `xsave`, `x87`; XMM and
+//! MMX registers in `sse`; numbers and their rounding in `float`.
 
 mod address;
 mod arith;
 mod bcd;
 mod bits;
+mod breakpoint;
 mod control_flow;
 mod control_regs;
 mod descriptor;
@@ -133,6 +133,9 @@ impl<E: Memory + Platform> Cpu<E> {
 
     /// Executes the instruction at CS:RIP.
     pub fn step(&mut self) -> Step {
+        if let Some(breakpoint) = self.instruction_breakpoint() {
+            return Step::Fault(breakpoint);
+        }
         match self.fetch() {
             Ok(insn) => self.execute(&insn),
             Err(stop) => Self::stopped(stop, Mnemonic::INVALID),
@@ -147,6 +150,14 @@ impl<E: Memory + Platform> Cpu<E> {
     /// As [`Cpu::execute`], for instructions that are executed more than once.
     #[inline]
     pub fn execute_decoded(&mut self, decoded: &Decoded<E>) -> Step {
+        if self.state.has_breakpoints() {
+            return self.execute_watched(decoded);
+        }
+        self.execute_plain(decoded)
+    }
+
+    #[inline]
+    fn execute_plain(&mut self, decoded: &Decoded<E>) -> Step {
         let insn = &decoded.insn;
         let Some(handler) = decoded.handler else {
             return if insn.is_invalid() {

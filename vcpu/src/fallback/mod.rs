@@ -127,7 +127,11 @@ impl<B: EmulationHost> Fallback<B> {
         if self.half_syscalls {
             half_syscall::put_back(&mut cpu);
         }
-        let insn = match cpu.fetch() {
+        let fetched = match cpu.instruction_breakpoint() {
+            Some(breakpoint) => Err(breakpoint.into()),
+            None => cpu.fetch(),
+        };
+        let insn = match fetched {
             Ok(insn) => insn,
             Err(stop) => {
                 let outcome = Outcome::of_stop(&mut cpu, stop);
