@@ -211,6 +211,59 @@ fn paging_with_lme_turns_long_mode_on_and_needs_pae() {
 }
 
 #[test]
+fn pdptes_are_loaded_when_paging_controls_change_and_at_no_other_time() {
+    const TABLE: u64 = 0x6000;
+    const LOADED: [u64; 4] = [0x7001, 0, 0x9009, 0];
+    const KEPT: [u64; 4] = [0x1001, 0, 0, 0];
+    let (on, kept) = (cr0::PE | cr0::PG | cr0::ET, Some(KEPT));
+    // The instruction, CR0 and CR4 before, EAX, and what is loaded: nothing, KEPT; the table, LOADED.
+    let cr0 = &[0x0f, 0x22, 0xc0][..];
+    let (cr3, cr4) = (&[0x0f, 0x22, 0xd8][..], &[0x0f, 0x22, 0xe0][..]);
+    type Case<'a> = (&'a [u8], u64, u64, u64, Option<[u64; 4]>);
+    let cases: [Case<'_>; 13] = [
+        (cr3, on, cr4::PAE, TABLE, Some(LOADED)),
+        (cr3, on, cr4::PSE, TABLE, kept),
+        (cr3, cr0::PE, cr4::PAE, TABLE, kept),
+        (cr0, cr0::PE, cr4::PAE, on, Some(LOADED)),
+        (cr0, cr0::PE, 0, on, kept),
+        (cr0, on, cr4::PAE, on | cr0::CD, Some(LOADED)),
+        (cr0, on, cr4::PAE, on | cr0::TS, kept),
+        (cr4, on, 0, cr4::PAE, Some(LOADED)),
+        (cr4, on, cr4::PAE, cr4::PAE | cr4::PGE, Some(LOADED)),
+        (cr4, on, cr4::PAE, cr4::PAE | cr4::SMEP, Some(LOADED)),
+        (cr4, on, cr4::PAE, cr4::PAE | cr4::TSD, kept),
+        (cr4, cr0::PE, 0, cr4::PAE, kept),
+        (&[0x0f, 0x06], on, cr4::PAE, 0, kept), // clts
+    ];
+    for (index, (code, cr0, cr4, eax, expected)) in cases.into_iter().enumerate() {
+        for bad in [false, true] {
+            let mut cpu = machine(false, 0, code);
+            for (place, entry) in (0..).zip(LOADED) {
+                // A reserved bit counts in a present entry only.
+                let entry: u64 = if bad && place == 2 || entry == 0 {
+                    entry | 2
+                } else {
+                    entry
+                };
+                cpu.env.put(TABLE + 8 * place, &entry.to_le_bytes());
+            }
+            (cpu.state.sys.cr0, cpu.state.sys.cr3, cpu.state.sys.cr4) = (cr0, TABLE, cr4);
+            (cpu.state.pdptes, cpu.state.gpr[0]) = (KEPT, eax);
+            let before = cpu.state.clone();
+            let step = cpu.step();
+            if bad && expected == Some(LOADED) {
+                assert_eq!(step, Step::Fault(Exception::gp(0)), "case {index}");
+                assert_eq!(cpu.state, before, "case {index}");
+            } else {
+                assert_eq!(step, DONE, "case {index}");
+                let loaded = cpu.state.pdptes.map(|entry| if entry & 1 == 0 { 0 } else { entry });
+                assert_eq!(Some(loaded), expected, "case {index}");
+            }
+        }
+    }
+}
+
+#[test]
 fn privileged_instructions_fault_at_level_3() {
     for code in [
         &[0xf4][..],         // hlt

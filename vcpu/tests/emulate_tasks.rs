@@ -375,6 +375,26 @@ fn paging_makes_the_switch_load_cr3() {
 }
 
 #[test]
+fn pdptes_of_the_new_task_are_loaded_or_nothing_happens() {
+    for (entry, good) in [(0x9001_u64, true), (0x9003, false)] {
+        let mut cpu = two_tasks(0, &jmp(OTHER));
+        cpu.state.sys.cr0 |= cr0::PG;
+        cpu.state.sys.cr4 |= cr4::PAE;
+        cpu.state.sys.cr3 = 0x7000;
+        put32(&mut cpu, OTHER_TSS + 0x1c, 0xb020);
+        cpu.env.put(0xb028, &entry.to_le_bytes());
+        let before = (cpu.state.clone(), cpu.env.0.clone());
+        if good {
+            assert_eq!(cpu.step(), DONE);
+            assert_eq!((cpu.state.sys.cr3, cpu.state.pdptes), (0xb020, [0, entry, 0, 0]));
+        } else {
+            assert_eq!(cpu.step(), Step::Fault(Exception::gp(0)));
+            assert!((cpu.state, cpu.env.0) == before);
+        }
+    }
+}
+
+#[test]
 fn trap_bit_raises_a_debug_exception_before_the_first_instruction() {
     let mut cpu = two_tasks(0, &jmp(OTHER));
     cpu.env.put(OTHER_TSS + 0x64, &[1]);

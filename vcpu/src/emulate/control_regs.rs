@@ -2,9 +2,10 @@
 
 use super::environment::{Memory, Platform, Stop, Translation};
 use super::exception::{self, Exception};
-use super::state::{cr0, cr4, dr7, efer};
+use super::state::{cr0, cr4, dr7, efer, pae_paging};
 use super::width::Width;
 use super::{Cpu, Flow};
+use crate::regs::SystemRegs;
 use iced_x86::{Instruction, OpKind, Register};
 
 /// CR4 bits that the core knows; the others are reserved.
@@ -88,13 +89,28 @@ impl<E: Memory + Platform> Cpu<E> {
             sys.efer &= !efer::LMA;
         }
         sys.cr0 = new;
+        let reload = (old ^ new) & (cr0::CD | cr0::NW | cr0::PG) != 0;
+        let pdptes = self.pdptes_for(&sys, reload)?;
         if old & cr0::PE != 0 && new & cr0::PE == 0 {
             // Real mode is always at level 0.
             sys.ss.dpl = 0;
         }
         self.state.sys = sys;
+        self.state.pdptes = pdptes;
         self.env.translation(Translation::ControlsChanged, &self.state);
         Ok(())
+    }
+
+    /// The PDPTE registers to go on with when `sys` takes effect; read from memory if that is one of the moments for it.
+    ///
+    /// # Errors
+    /// #GP(0) if they can't be loaded.
+    pub(super) fn pdptes_for(&mut self, sys: &SystemRegs, reload: bool) -> Result<[u64; 4], Stop> {
+        if reload && pae_paging(sys) {
+            self.env.load_pdptes(sys)
+        } else {
+            Ok(self.state.pdptes)
+        }
     }
 
     fn write_cr3(&mut self, value: u64) -> Result<(), Stop> {
@@ -108,7 +124,12 @@ impl<E: Memory + Platform> Cpu<E> {
                 return Err(GP0);
             }
         }
-        self.state.sys.cr3 = value;
+        let sys = SystemRegs {
+            cr3: value,
+            ..self.state.sys
+        };
+        self.state.pdptes = self.pdptes_for(&sys, true)?;
+        self.state.sys = sys;
         self.env.translation(Translation::ControlsChanged, &self.state);
         Ok(())
     }
@@ -123,7 +144,13 @@ impl<E: Memory + Platform> Cpu<E> {
         if value & !CR4_KNOWN != 0 || leaves_pae || moves_levels || starts_pcid {
             return Err(GP0);
         }
-        self.state.sys.cr4 = value;
+        let sys = SystemRegs {
+            cr4: value,
+            ..self.state.sys
+        };
+        let reload = changed & (cr4::PAE | cr4::PGE | cr4::PSE | cr4::SMEP) != 0;
+        self.state.pdptes = self.pdptes_for(&sys, reload)?;
+        self.state.sys = sys;
         self.env.translation(Translation::ControlsChanged, &self.state);
         Ok(())
     }

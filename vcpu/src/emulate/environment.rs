@@ -6,6 +6,7 @@
 
 use super::exception::Exception;
 use super::state::CpuState;
+use crate::regs::SystemRegs;
 use umbra_devices::{IoOp, IoSize};
 use umbra_memslots::{Gpa, Gva};
 
@@ -180,6 +181,14 @@ pub trait Platform {
 
     /// `iret` has returned from a handler.
     fn handler_returned(&mut self) {}
+
+    /// The four entries at CR3 for the PDPTE registers, when `sys`, with PAE paging, is about to take effect.
+    ///
+    /// # Errors
+    /// #GP(0) if one of them has reserved bits (SDM vol. 3A section 4.4.1): nothing takes effect then.
+    fn load_pdptes(&mut self, _sys: &SystemRegs) -> Result<[u64; 4], Stop> {
+        Ok([0; 4])
+    }
 
     /// Address translation changed.
     fn translation(&mut self, change: Translation, state: &CpuState);

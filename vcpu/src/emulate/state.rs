@@ -20,6 +20,8 @@ pub struct CpuState {
     pub sys: SystemRegs,
     /// Debug registers by number; 4 and 5 are not used.
     pub debug: [u64; 8],
+    /// The PDPTE registers of PAE paging, as they were loaded last; not used otherwise.
+    pub pdptes: [u64; 4],
     /// The MSRs that instructions use.
     pub msrs: CoreMsrs,
     /// x87, SSE and the extended state.
@@ -157,6 +159,12 @@ pub mod efer {
     pub const NXE: u64 = 1 << 11;
     /// Fast `fxsave`.
     pub const FFXSR: u64 = 1 << 14;
+}
+
+/// Whether PAE paging is on, which has PDPTE registers (SDM vol. 3A section 4.1.1).
+#[inline]
+pub const fn pae_paging(sys: &SystemRegs) -> bool {
+    sys.cr0 & cr0::PG != 0 && sys.cr4 & cr4::PAE != 0 && sys.efer & efer::LMA == 0
 }
 
 /// Where a register lives: index, bits to shift right, width.

@@ -15,7 +15,7 @@ use super::state::{CpuState, cr0, dr7};
 use super::task_image::{Layout, MAX, TaskImage};
 use super::width::Width;
 use super::{Cpu, Flow};
-use crate::regs::Segment;
+use crate::regs::{Segment, SystemRegs};
 use iced_x86::Register;
 use umbra_memslots::Gva;
 
@@ -99,9 +99,10 @@ impl<E: Memory + Platform> Cpu<E> {
         let saved = old.layout.save(&self.state, back, rflags);
         let image = self.read_task(&new, &old, &saved)?;
         let writes = self.writes(&new, &old, cause, saved)?;
+        let paging = self.task_paging(&image)?;
 
         let before = self.state.clone();
-        if let Err(stop) = self.load_task(&new, &image, cause) {
+        if let Err(stop) = self.load_task(&new, &image, paging, cause) {
             self.go_back(before);
             return Err(stop);
         }
@@ -203,6 +204,18 @@ impl<E: Memory + Platform> Cpu<E> {
         Ok(writes)
     }
 
+    /// CR3 and the PDPTE registers, if the new task has page tables of its own.
+    fn task_paging(&mut self, image: &TaskImage) -> Result<Option<(u64, [u64; 4])>, Stop> {
+        let old = self.state.sys;
+        match image.cr3 {
+            Some(cr3) if old.cr0 & cr0::PG != 0 && old.cr3 != cr3 => {
+                let pdptes = self.pdptes_for(&SystemRegs { cr3, ..old }, true)?;
+                Ok(Some((cr3, pdptes)))
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// The state is `state` again.
     fn go_back(&mut self, state: CpuState) {
         let moved = std::mem::replace(&mut self.state, state);
@@ -217,7 +230,13 @@ impl<E: Memory + Platform> Cpu<E> {
     }
 
     /// The registers become the new task's. A fault is noted in the state; other stops are for the caller to undo.
-    fn load_task(&mut self, new: &Task, image: &TaskImage, cause: Cause) -> Result<(), Stop> {
+    fn load_task(
+        &mut self,
+        new: &Task,
+        image: &TaskImage,
+        paging: Option<(u64, [u64; 4])>,
+        cause: Cause,
+    ) -> Result<(), Stop> {
         let state = &mut self.state;
         state.sys.tr = Segment {
             kind: new.segment.kind | system::BUSY,
@@ -231,11 +250,9 @@ impl<E: Memory + Platform> Cpu<E> {
         if image.trap {
             state.pending_debug |= debug_cause::TASK_SWITCH;
         }
-        if let Some(cr3) = image.cr3
-            && state.sys.cr0 & cr0::PG != 0
-            && state.sys.cr3 != cr3
-        {
+        if let Some((cr3, pdptes)) = paging {
             state.sys.cr3 = cr3;
+            state.pdptes = pdptes;
             self.env.translation(Translation::ControlsChanged, &self.state);
         }
         match self.load_rest(new, image, cause) {

@@ -11,7 +11,7 @@ pub mod host;
 mod parts;
 pub(crate) mod replay;
 
-pub(crate) use guest::{describe, paging};
+pub(crate) use guest::describe;
 pub use host::{EmulationHost, NotKnown};
 pub use parts::Parts;
 
@@ -120,10 +120,8 @@ impl<B: EmulationHost> Fallback<B> {
         };
         self.backend.load_parts(&mut before, debug)?;
         self.replay.rewind();
-        let mut cpu = Cpu::new(
-            before.clone(),
-            Guest::new(&mut self.backend, self.slots.snapshot(), &mut self.replay, &before)?,
-        );
+        let world = Guest::new(&mut self.backend, self.slots.snapshot(), &mut self.replay, &mut before)?;
+        let mut cpu = Cpu::new(before.clone(), world);
         if self.half_syscalls {
             half_syscall::put_back(&mut cpu);
         }
@@ -208,6 +206,7 @@ impl<B: EmulationHost> Fallback<B> {
         if after.sys != before.sys {
             self.backend.set_system_regs(&after.sys)?;
         }
+        self.backend.set_pdptes(after.pdptes);
         self.backend.set_regs(&after.regs())?;
         self.backend.set_interrupt_shadow(after.interrupt_shadow)
     }

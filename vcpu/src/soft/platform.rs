@@ -1,9 +1,12 @@
 //! Ports, MSRs, CPUID, time: the rest of what the instruction core asks for.
 
 use super::apic::OwnApic;
+use super::walker::GUEST_CPU;
 use super::world::World;
 use super::{cpuid, pvclock};
 use crate::emulate::{CpuState, Exception, Platform, Request, Stop, Translation};
+use crate::paging;
+use crate::regs::SystemRegs;
 use std::time::{Duration, SystemTime};
 use umbra_devices::{IoOp, IoSize};
 use umbra_memslots::Gpa;
@@ -137,6 +140,10 @@ impl Platform for World {
     fn pause(&mut self) {
         // Whoever is waited for may need this very CPU of the host's.
         std::thread::yield_now();
+    }
+
+    fn load_pdptes(&mut self, sys: &SystemRegs) -> Result<[u64; 4], Stop> {
+        paging::read_pdptes(sys, GUEST_CPU, &**self.tlb.slots())
     }
 
     fn translation(&mut self, change: Translation, state: &CpuState) {

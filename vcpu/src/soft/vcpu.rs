@@ -8,10 +8,12 @@ use super::fast::{Go, settle_flags};
 use super::signals::Signals;
 use super::startup;
 use super::vm::Shared;
+use super::walker::GUEST_CPU;
 use super::world::World;
 use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
 use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop, exception, flags};
 use crate::exit::{VmEntry, VmExit};
+use crate::paging;
 use crate::regs::{Regs, SystemRegs};
 use std::sync::Arc;
 use umbra_devices::IntrSource;
@@ -549,6 +551,7 @@ impl VcpuBackend for SoftVcpu {
         env.enter();
         self.catch_up();
         let Cpu { state, env } = &mut self.cpu;
+        state.pdptes = paging::pdptes_of(regs, GUEST_CPU, &**env.tlb.slots());
         env.walker.set_state(state, &mut env.tlb);
         env.leave();
         Ok(())

@@ -6,7 +6,7 @@ use umbra_devices::IoSize;
 use umbra_memslots::Gva;
 use umbra_vcpu::emulate::state::{RSP, cr0, cr4, efer};
 use umbra_vcpu::emulate::{Access, Cpu, CpuState, Exception, Memory, Platform, Step, Stop, Translation, flags};
-use umbra_vcpu::regs::{DescriptorTable, Segment};
+use umbra_vcpu::regs::{DescriptorTable, Segment, SystemRegs};
 
 pub const GDT: u64 = 0x1000;
 pub const IDT: u64 = 0x2000;
@@ -74,6 +74,18 @@ impl Platform for Flat {
     fn tsc(&mut self) -> u64 {
         0
     }
+    /// Bits 1, 2, 5 to 8 and those from 40 on are reserved.
+    fn load_pdptes(&mut self, sys: &SystemRegs) -> Result<[u64; 4], Stop> {
+        let entries: [u64; 4] = std::array::from_fn(|index| self.number((sys.cr3 & !31) + 8 * index as u64, 8));
+        if entries
+            .iter()
+            .any(|entry| entry & 1 != 0 && (entry & 0x1e6 != 0 || entry >> 40 != 0))
+        {
+            return Err(Exception::gp(0).into());
+        }
+        Ok(entries)
+    }
+
     fn translation(&mut self, change: Translation, state: &CpuState) {
         if change == Translation::ControlsChanged {
             self.1.push(state.sys.cr3);
