@@ -75,7 +75,7 @@ pub enum Step {
         /// An exception is due before anything else is executed: [`Cpu::due`] says which.
         trap: bool,
     },
-    /// A repeated string instruction did a part of its work; RIP is still there.
+    /// RIP is still there: a repeated string instruction did a part of its work, or an instruction can't begin yet.
     Repeat,
     /// `hlt`: done, waiting for an interrupt.
     Halt,
@@ -243,7 +243,7 @@ impl<E: Memory + Platform> Cpu<E> {
             Stop::Fault(exception) => Step::Fault(exception),
             Stop::Pending(request) => Step::Pending(request),
             Stop::Unsupported => Step::Unsupported(mnemonic),
-            Stop::Contended => Step::Repeat,
+            Stop::Contended | Stop::Frozen => Step::Repeat,
             Stop::TripleFault => Step::TripleFault,
         }
     }

@@ -60,6 +60,10 @@ impl FallbackCounts {
     }
 }
 
+/// Exceptions delivered for one instruction, its own and what delivery leaves. A guest whose handler traps as it is entered,
+/// for ever, loses those beyond.
+const DELIVERIES: usize = 4;
+
 /// How an attempt to execute one instruction ended.
 enum Attempt {
     /// Executed; the backend can go on.
@@ -235,14 +239,20 @@ impl Outcome {
 
     /// The instruction raised an exception: the guest's handler is entered.
     fn delivered<B: EmulationHost>(cpu: &mut Cpu<Guest<'_, B>>, fault: Exception) -> Self {
-        let event = Event {
-            exception: fault,
-            source: Source::Exception,
-        };
-        match cpu.deliver(event) {
-            Ok(()) => Self::due(cpu),
-            Err(stop) => Self::of_stop(cpu, stop),
+        let mut next = Some(fault);
+        // Each delivery may leave another exception to be raised, if the handler's stack is watched.
+        for _ in 0..DELIVERIES {
+            let Some(exception) = next else { break };
+            let event = Event {
+                exception,
+                source: Source::Exception,
+            };
+            if let Err(stop) = cpu.deliver(event) {
+                return Self::of_stop(cpu, stop);
+            }
+            next = cpu.due();
         }
+        Self::executed(cpu)
     }
 
     /// What the last step left to be raised is raised.
@@ -257,7 +267,7 @@ impl Outcome {
         match stop {
             Stop::Fault(fault) => Self::delivered(cpu, fault),
             Stop::Pending(request) => Self::Wait(request),
-            Stop::Contended => Self::executed(cpu),
+            Stop::Contended | Stop::Frozen => Self::executed(cpu),
             Stop::TripleFault => Self::Shutdown,
             Stop::Unsupported => Self::Unknown,
         }

@@ -131,6 +131,18 @@ impl Platform for World {
         }
     }
 
+    fn fpu_error(&mut self, pending: bool) -> bool {
+        match &mut self.fpu_errors {
+            // The pins rest as long as there is nothing.
+            Some((_, false)) if !pending => false,
+            Some((logic, asserted)) => {
+                *asserted = pending;
+                logic.set_error(pending)
+            }
+            None => true,
+        }
+    }
+
     fn handler_returned(&mut self) {
         if let Some(own) = &mut self.apic {
             own.in_nmi = false;

@@ -17,6 +17,7 @@ use crate::paging;
 use crate::regs::{Regs, SystemRegs};
 use std::sync::Arc;
 use umbra_devices::IntrSource;
+use umbra_devices::models::fpu_error::FpuErrorLogic;
 use umbra_devices::models::lapic::{CpuEvent, LocalApic};
 use umbra_memslots::{PAGE_SIZE, SlotReader};
 use umbra_mmu::shadow::ShadowStats;
@@ -177,6 +178,11 @@ impl SoftVcpu {
         self.interrupts = Some(source);
         // One may wait already.
         self.signals.raise();
+    }
+
+    /// Wires FERR# and IGNNE#: an x87 error while CR0.NE is clear goes there. Otherwise such errors are ignored.
+    pub fn set_fpu_errors(&mut self, logic: Arc<FpuErrorLogic>) {
+        self.cpu.env.fpu_errors = Some((logic, false));
     }
 
     /// Gives it this local APIC, one of `cpus`; then `hlt` waits for interrupts and is no exit. All but number 0 wait for
