@@ -68,8 +68,12 @@ impl Platform for Flat {
     fn write_msr(&mut self, _index: u32, _value: u64) -> Result<(), Stop> {
         Err(Exception::gp(0).into())
     }
-    fn cpuid(&mut self, _leaf: u32, _subleaf: u32) -> [u32; 4] {
-        [0; 4]
+    /// Every feature, but no virtual interrupt flags.
+    fn cpuid(&mut self, leaf: u32, _subleaf: u32) -> [u32; 4] {
+        match leaf {
+            1 => [!0, !0, !0, !2],
+            _ => [!0; 4],
+        }
     }
     fn tsc(&mut self) -> u64 {
         0
