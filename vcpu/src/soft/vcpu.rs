@@ -326,12 +326,17 @@ impl SoftVcpu {
         self.raise_due()
     }
 
-    /// Raises what the last step or delivery left to be raised.
+    /// What the last step or delivery left to be raised is delivered next. (Not at once: each delivery may leave another,
+    /// if the handler's stack is watched, and nobody else would ever be heard.)
     fn raise_due(&mut self) -> Progress {
-        match self.cpu.due() {
-            Some(exception) => self.raise(exception),
-            None => Progress::Boundary,
+        if let Some(exception) = self.cpu.due() {
+            self.cpu.env.replay.clear();
+            self.event = Some(Event {
+                exception,
+                source: Source::Exception,
+            });
         }
+        Progress::Boundary
     }
 
     /// Executes from CS:RIP on: some blocks, or one instruction.
