@@ -4,8 +4,7 @@
 //! [`handle`] (what to do about an exit), [`platform`] (what that asks of the machine), [`run_loop`] and [`control`]
 //! (threads, pause and stop), [`stats`] and [`report`] (what people get to see); then the backends: [`kvm`], [`soft`] and,
 //! for tests, [`scripted`]; [`shadow`] runs CPL 3 code on shadow tables. [`emulate`] executes single instructions in
-//! software, and [`fallback`] uses it where a backend
-//! can't.
+//! software, and [`fallback`] uses it where a backend can't; `paging` is what both tell the MMU of a CPU.
 
 pub mod backend;
 pub mod control;
@@ -26,6 +25,7 @@ pub mod handle;
 pub mod hot_pages;
 #[cfg(target_arch = "x86_64")]
 pub mod kvm;
+mod paging;
 pub mod platform;
 pub mod regs;
 pub mod report;

@@ -69,7 +69,7 @@ impl<E: Memory + Platform> Cpu<E> {
         let value = self.value(insn, 1, Width::B2)?;
         self.load_segment_register(register, value as u16)?;
         Ok(if register == Register::SS {
-            Flow::NextWithShadow
+            Flow::NextWithShadow { traps: false }
         } else {
             Flow::Next
         })
@@ -97,7 +97,7 @@ impl<E: Memory + Platform> Cpu<E> {
         let at = self.memory_operand(insn, length, AccessKind::Read)?;
         let access = self.access(AccessKind::Read);
         let mut bytes = [0; 10];
-        self.env.read(at, &mut bytes[..length], access)?;
+        self.read_memory(at, &mut bytes[..length], access)?;
         let mut offset = [0; 8];
         offset[..width.size()].copy_from_slice(&bytes[..width.size()]);
         let selector = u16::from_le_bytes([bytes[width.size()], bytes[width.size() + 1]]);

@@ -93,7 +93,11 @@ impl<E: Memory + Platform> Cpu<E> {
             self.state.gpr[RSP] = before;
         }
         written?;
-        Ok(Flow::Next)
+        Ok(if insn.op0_register() == Register::SS {
+            Flow::NextWithShadow { traps: false }
+        } else {
+            Flow::Next
+        })
     }
 
     pub(super) fn pusha(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
@@ -113,7 +117,7 @@ impl<E: Memory + Platform> Cpu<E> {
             .cut(self.stack_pointer().wrapping_sub(length as u64));
         let at = self.linear(Register::SS, pointer, length, AccessKind::Write)?;
         let access = self.access(AccessKind::Write);
-        self.env.write(at, &bytes[..length], access)?;
+        self.write_memory(at, &bytes[..length], access)?;
         self.set_stack_pointer(pointer);
         Ok(Flow::Next)
     }
@@ -124,7 +128,7 @@ impl<E: Memory + Platform> Cpu<E> {
         let mut bytes = [0; 32];
         let at = self.linear(Register::SS, self.stack_pointer(), length, AccessKind::Read)?;
         let access = self.access(AccessKind::Read);
-        self.env.read(at, &mut bytes[..length], access)?;
+        self.read_memory(at, &mut bytes[..length], access)?;
         for (place, index) in bytes.chunks_exact(width.size()).zip((0..8).rev()) {
             if index != RSP {
                 let value = place.iter().rev().fold(0, |n, byte| (n << 8) | u64::from(*byte));

@@ -11,13 +11,13 @@ pub mod host;
 mod parts;
 pub(crate) mod replay;
 
-pub(crate) use guest::{describe, paging};
+pub(crate) use guest::describe;
 pub use host::{EmulationHost, NotKnown};
 pub use parts::Parts;
 
 use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
 use crate::emulate::state::cr4;
-use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop, exception, flags};
+use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop};
 use crate::exit::{VmEntry, VmExit};
 use crate::regs::{Regs, SystemRegs};
 use guest::Guest;
@@ -60,8 +60,9 @@ impl FallbackCounts {
     }
 }
 
-/// DR6.BS.
-const SINGLE_STEP: u64 = 1 << 14;
+/// Exceptions delivered for one instruction, its own and what delivery leaves. A guest whose handler traps as it is entered,
+/// for ever, loses those beyond.
+const DELIVERIES: usize = 4;
 
 /// How an attempt to execute one instruction ended.
 enum Attempt {
@@ -116,33 +117,38 @@ impl<B: EmulationHost> Fallback<B> {
     /// Executes the instruction at the guest's RIP, or finds out what it waits for.
     fn attempt(&mut self) -> Result<Attempt, BackendError> {
         let mut before = CpuState::new(&self.backend.regs()?, &self.backend.system_regs()?);
+        // Each instruction may meet a breakpoint or end in a trap.
+        let debug = Parts {
+            debug: true,
+            ..Parts::default()
+        };
+        self.backend.load_parts(&mut before, debug)?;
         self.replay.rewind();
-        let mut cpu = Cpu::new(
-            before.clone(),
-            Guest::new(&mut self.backend, self.slots.snapshot(), &mut self.replay, &before)?,
-        );
+        let world = Guest::new(&mut self.backend, self.slots.snapshot(), &mut self.replay, &mut before)?;
+        let mut cpu = Cpu::new(before.clone(), world);
         if self.half_syscalls {
             half_syscall::put_back(&mut cpu);
         }
-        let insn = match cpu.fetch() {
+        let fetched = match cpu.instruction_breakpoint() {
+            Some(breakpoint) => Err(breakpoint.into()),
+            None => cpu.fetch(),
+        };
+        let insn = match fetched {
             Ok(insn) => insn,
             Err(stop) => {
                 let outcome = Outcome::of_stop(&mut cpu, stop);
-                return self.conclude(outcome, &before, Parts::default(), Mnemonic::INVALID);
+                return self.conclude(outcome, &before, debug, Mnemonic::INVALID);
             }
         };
         let mut parts = Parts::of(&insn);
-        // Protection keys look at PKRU, and a single-step trap is reported in DR6.
+        // Protection keys look at PKRU.
         parts.fpu |= before.sys.cr4 & cr4::PKE != 0;
-        parts.debug |= before.flag(flags::TF);
         cpu.env.load(&mut cpu.state, parts)?;
+        parts.debug = true;
         before.clone_from(&cpu.state);
         let outcome = match cpu.execute(&insn) {
             Step::Done { trap: false } | Step::Repeat => Outcome::executed(&mut cpu),
-            Step::Done { trap: true } => {
-                cpu.state.debug[6] |= SINGLE_STEP;
-                Outcome::delivered(&mut cpu, Exception::new(exception::DB))
-            }
+            Step::Done { trap: true } => Outcome::due(&mut cpu),
             Step::Fault(fault) => Outcome::delivered(&mut cpu, fault),
             Step::Pending(request) => Outcome::Wait(request),
             Step::Halt => Outcome::Halted(Box::new(cpu.state.clone())),
@@ -204,6 +210,7 @@ impl<B: EmulationHost> Fallback<B> {
         if after.sys != before.sys {
             self.backend.set_system_regs(&after.sys)?;
         }
+        self.backend.set_pdptes(after.pdptes);
         self.backend.set_regs(&after.regs())?;
         self.backend.set_interrupt_shadow(after.interrupt_shadow)
     }
@@ -232,13 +239,27 @@ impl Outcome {
 
     /// The instruction raised an exception: the guest's handler is entered.
     fn delivered<B: EmulationHost>(cpu: &mut Cpu<Guest<'_, B>>, fault: Exception) -> Self {
-        let event = Event {
-            exception: fault,
-            source: Source::Exception,
-        };
-        match cpu.deliver(event) {
-            Ok(()) => Self::executed(cpu),
-            Err(stop) => Self::of_stop(cpu, stop),
+        let mut next = Some(fault);
+        // Each delivery may leave another exception to be raised, if the handler's stack is watched.
+        for _ in 0..DELIVERIES {
+            let Some(exception) = next else { break };
+            let event = Event {
+                exception,
+                source: Source::Exception,
+            };
+            if let Err(stop) = cpu.deliver(event) {
+                return Self::of_stop(cpu, stop);
+            }
+            next = cpu.due();
+        }
+        Self::executed(cpu)
+    }
+
+    /// What the last step left to be raised is raised.
+    fn due<B: EmulationHost>(cpu: &mut Cpu<Guest<'_, B>>) -> Self {
+        match cpu.due() {
+            Some(exception) => Self::delivered(cpu, exception),
+            None => Self::executed(cpu),
         }
     }
 
@@ -246,7 +267,7 @@ impl Outcome {
         match stop {
             Stop::Fault(fault) => Self::delivered(cpu, fault),
             Stop::Pending(request) => Self::Wait(request),
-            Stop::Contended => Self::executed(cpu),
+            Stop::Contended | Stop::Frozen => Self::executed(cpu),
             Stop::TripleFault => Self::Shutdown,
             Stop::Unsupported => Self::Unknown,
         }

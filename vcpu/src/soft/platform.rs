@@ -1,9 +1,12 @@
 //! Ports, MSRs, CPUID, time: the rest of what the instruction core asks for.
 
 use super::apic::OwnApic;
+use super::walker::GUEST_CPU;
 use super::world::World;
 use super::{cpuid, pvclock};
 use crate::emulate::{CpuState, Exception, Platform, Request, Stop, Translation};
+use crate::paging;
+use crate::regs::SystemRegs;
 use std::time::{Duration, SystemTime};
 use umbra_devices::{IoOp, IoSize};
 use umbra_memslots::Gpa;
@@ -128,6 +131,18 @@ impl Platform for World {
         }
     }
 
+    fn fpu_error(&mut self, pending: bool) -> bool {
+        match &mut self.fpu_errors {
+            // The pins rest as long as there is nothing.
+            Some((_, false)) if !pending => false,
+            Some((logic, asserted)) => {
+                *asserted = pending;
+                logic.set_error(pending)
+            }
+            None => true,
+        }
+    }
+
     fn handler_returned(&mut self) {
         if let Some(own) = &mut self.apic {
             own.in_nmi = false;
@@ -137,6 +152,10 @@ impl Platform for World {
     fn pause(&mut self) {
         // Whoever is waited for may need this very CPU of the host's.
         std::thread::yield_now();
+    }
+
+    fn load_pdptes(&mut self, sys: &SystemRegs) -> Result<[u64; 4], Stop> {
+        paging::read_pdptes(sys, GUEST_CPU, &**self.tlb.slots())
     }
 
     fn translation(&mut self, change: Translation, state: &CpuState) {

@@ -6,19 +6,20 @@ use super::code::Changed;
 use super::signals::Signals;
 use super::startup;
 use super::vm::Shared;
+use super::walker::GUEST_CPU;
 use super::world::World;
 use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
 use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop, exception, flags};
 use crate::exit::{VmEntry, VmExit};
+use crate::paging;
 use crate::regs::{Regs, SystemRegs};
 use std::sync::Arc;
 use umbra_devices::IntrSource;
+use umbra_devices::models::fpu_error::FpuErrorLogic;
 use umbra_devices::models::lapic::{CpuEvent, LocalApic};
 use umbra_memslots::SlotReader;
 use umbra_mmu::shadow::ShadowStats;
 
-/// DR6.BS.
-const SINGLE_STEP: u64 = 1 << 14;
 /// DR6 and DR7 after reset (SDM vol. 3A table 10-1).
 const DR6_AT_RESET: u64 = 0xffff_0ff0;
 const DR7_AT_RESET: u64 = 0x400;
@@ -174,6 +175,11 @@ impl SoftVcpu {
         self.signals.raise();
     }
 
+    /// Wires FERR# and IGNNE#: an x87 error while CR0.NE is clear goes there. Otherwise such errors are ignored.
+    pub fn set_fpu_errors(&mut self, logic: Arc<FpuErrorLogic>) {
+        self.cpu.env.fpu_errors = Some((logic, false));
+    }
+
     /// Gives it this local APIC, one of `cpus`; then `hlt` waits for interrupts and is no exit. All but number 0 wait for
     /// their start-up interrupt.
     pub fn set_local_apic(&mut self, apic: &Arc<LocalApic>, cpus: u32) {
@@ -266,10 +272,7 @@ impl SoftVcpu {
         }
         match step {
             Step::Done { trap: false } | Step::Repeat | Step::Pending(_) => Progress::Boundary,
-            Step::Done { trap: true } => {
-                self.cpu.state.debug[6] |= SINGLE_STEP;
-                self.raise(Exception::new(exception::DB))
-            }
+            Step::Done { trap: true } => self.raise_due(),
             Step::Fault(fault) => self.raise(fault),
             Step::Unsupported(mnemonic) => {
                 tracing::debug!(?mnemonic, rip = self.cpu.state.rip, "not implemented: #UD");
@@ -314,6 +317,19 @@ impl SoftVcpu {
         }
         if delivered == Err(Stop::TripleFault) {
             return Progress::Exit(VmExit::Shutdown);
+        }
+        self.raise_due()
+    }
+
+    /// What the last step or delivery left to be raised is delivered next. (Not at once: each delivery may leave another,
+    /// if the handler's stack is watched, and nobody else would ever be heard.)
+    fn raise_due(&mut self) -> Progress {
+        if let Some(exception) = self.cpu.due() {
+            self.cpu.env.replay.clear();
+            self.event = Some(Event {
+                exception,
+                source: Source::Exception,
+            });
         }
         Progress::Boundary
     }
@@ -375,6 +391,7 @@ impl VcpuBackend for SoftVcpu {
         env.enter();
         self.catch_up();
         let Cpu { state, env } = &mut self.cpu;
+        state.pdptes = paging::pdptes_of(regs, GUEST_CPU, &**env.tlb.slots());
         env.walker.set_state(state, &mut env.tlb);
         env.leave();
         Ok(())

@@ -11,6 +11,7 @@ use super::walker::{Target, Walker};
 use crate::emulate::{Access, AccessKind, CpuState, Memory, Stop};
 use crate::fallback::replay::Replay;
 use std::sync::Arc;
+use umbra_devices::models::fpu_error::FpuErrorLogic;
 use umbra_memslots::{Gpa, Gva, PAGE_SIZE, SlotReader};
 
 /// Everything outside the CPU.
@@ -34,6 +35,8 @@ pub(super) struct World {
     pub apic_base: u64,
     /// If it has one.
     pub apic: Option<OwnApic>,
+    /// Who is at FERR# and IGNNE#, and whether FERR# is asserted.
+    pub fpu_errors: Option<(Arc<FpuErrorLogic>, bool)>,
     pub tsc_offset: u64,
     /// Where and whether the guest wants the time: see `pvclock`.
     pub system_time: u64,
@@ -64,6 +67,7 @@ impl World {
             pat: super::platform::PAT_AT_RESET,
             apic_base: 0,
             apic: None,
+            fpu_errors: None,
             tsc_offset: 0,
             system_time: 0,
         }

@@ -108,13 +108,14 @@ impl Board {
         })
     }
 
-    /// Adds the 8259s and the timer that a machine without KVM's own needs.
+    /// Adds the 8259s, the timer and the ports for x87 errors that a machine without KVM's own needs.
     ///
     /// # Errors
     /// [`BoardError::Ports`].
     pub fn add_legacy(&self, chipset: &Chipset) -> Result<(), BoardError> {
         chipset.pic.claim(&self.ports)?;
         chipset.pit.claim(&self.ports)?;
+        chipset.fpu_errors.claim(&self.ports)?;
         Ok(())
     }
 

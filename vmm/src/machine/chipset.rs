@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use umbra_devices::irq::{Gsi, IrqPins, IrqSink, MsiSink};
+use umbra_devices::models::fpu_error::{self, FpuErrorLogic};
 use umbra_devices::models::ioapic::IoApic;
 use umbra_devices::models::lapic::{ApicBus, EoiListener};
 use umbra_devices::models::pic::{self, PicPair};
@@ -20,6 +21,8 @@ pub struct Chipset {
     pub pic: Arc<PicPair>,
     /// The timer.
     pub pit: Arc<Pit>,
+    /// Where the first CPU's x87 errors go while CR0.NE is clear.
+    pub fpu_errors: Arc<FpuErrorLogic>,
     /// The I/O APIC.
     pub ioapic: Arc<IoApic>,
     /// The CPUs' local APICs.
@@ -62,9 +65,10 @@ impl Chipset {
             pic: Arc::clone(&pic),
             ioapic: Arc::clone(&ioapic),
         });
-        // Nobody else has a line to the timer's input.
+        // Nobody else has a line to the timer's input, or that of x87 errors.
         let pins = IrqPins::new(Arc::clone(&sink));
         let pit = Arc::new(Pit::new(Arc::new(HostClock::new()), pins.line(Gsi(regs::IRQ))));
+        let fpu_errors = Arc::new(FpuErrorLogic::new(pins.line(Gsi(fpu_error::regs::IRQ))));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = thread::Builder::new().name("timers".to_owned()).spawn({
             let (pit, apics, stop) = (Arc::clone(&pit), Arc::clone(&apics), Arc::clone(&stop));
@@ -87,6 +91,7 @@ impl Chipset {
         Ok(Self {
             pic,
             pit,
+            fpu_errors,
             ioapic,
             apics,
             sink,
@@ -113,5 +118,32 @@ impl Drop for Chipset {
             // It has nothing to say.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use umbra_devices::{Bus, IntrSource, Port};
+
+    #[test]
+    fn x87_error_is_interrupt_13_until_port_f0_is_written() {
+        let chipset = Chipset::new(1, 1_000_000_000).unwrap();
+        let ports = Bus::<Port>::new();
+        chipset.pic.claim(&ports).unwrap();
+        chipset.fpu_errors.claim(&ports).unwrap();
+        let mut cursor = ports.cursor();
+        let mut write = |port, byte| cursor.write(Port::new(port), IoSize::B1, byte);
+        for (first, vectors, cascade) in [(0x20, 0x20, 4), (0xa0, 0x28, 2)] {
+            write(first, 0x11);
+            for byte in [vectors, cascade, 1, 0] {
+                write(first + 1, byte);
+            }
+        }
+        assert!(!chipset.fpu_errors.set_error(true));
+        assert!(chipset.pic.is_pending());
+        assert_eq!(chipset.pic.acknowledge(), 0x2d);
+        write(0xf0, 0);
+        assert!(chipset.fpu_errors.set_error(true), "IGNNE#");
     }
 }

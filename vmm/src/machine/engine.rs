@@ -238,6 +238,9 @@ impl Engine {
                 if let Some(apic) = chipset.apics.apic(id) {
                     vcpu.set_local_apic(apic, *cpus);
                 }
+                if id == 0 {
+                    vcpu.set_fpu_errors(Arc::clone(&chipset.fpu_errors));
+                }
                 prepare(&mut vcpu)?;
                 Ok(made(Box::new(vcpu), None, None))
             }

@@ -21,7 +21,8 @@ pub(in crate::soft) struct Mode {
 impl Mode {
     /// The mode, if it is one for fast ops.
     pub fn of(state: &CpuState) -> Option<Self> {
-        if state.interrupt_shadow || state.rflags & SPECIAL != 0 {
+        // Fast ops look at no breakpoint.
+        if state.interrupt_shadow || state.rflags & SPECIAL != 0 || state.has_breakpoints() {
             return None;
         }
         let size = state.code_size();

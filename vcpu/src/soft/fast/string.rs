@@ -77,7 +77,7 @@ fn fill<const REP: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op
                 && tlb.fill_range::<8>(to, cut::<8>(value), bytes)
         }
     };
-    if !done(cpu) && !(look_up(cpu, AccessKind::Write, to, bytes) && done(cpu)) {
+    if !(done(cpu) || look_up(cpu, AccessKind::Write, to, bytes) && done(cpu)) {
         return slow(rest);
     }
     cpu.state.gpr[RDI] = to + bytes;
@@ -103,7 +103,7 @@ fn copy<const REP: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op
     let known = |cpu: &mut Cpu<World>| {
         look_up(cpu, AccessKind::Read, from, bytes) && look_up(cpu, AccessKind::Write, to, bytes)
     };
-    if !done(cpu) && !(known(cpu) && done(cpu)) {
+    if !(done(cpu) || known(cpu) && done(cpu)) {
         return slow(rest);
     }
     cpu.state.gpr[RSI] = from + bytes;
