@@ -64,7 +64,7 @@ fn on_soft(work: Work) -> Result<BTreeMap<Row, u32>, Box<dyn std::error::Error>>
 /// What the loops compute that are short enough to be written once more.
 fn model(work: &Work, row: Row) -> Option<u32> {
     let rounds = work.rounds(row);
-    let fold = |sum: u64| (sum ^ sum >> 32) as u32;
+    let fold = |sum: u64| u32::try_from((sum ^ sum >> 32) & u64::from(u32::MAX)).expect("masked");
     Some(match row {
         Row::Real => {
             let (mut ax, mut bx, mut cx) = (0_u16, 0x1234_u16, 0x5678_u16);

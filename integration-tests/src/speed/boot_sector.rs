@@ -7,13 +7,15 @@ use iced_x86::code_asm::{CodeAssembler, ah, al, ax, cr0, ds, eax, ebx, ecx, edi,
 use iced_x86::{Code, IcedError, Instruction};
 
 const SECTOR: usize = 512;
+const WORDS_OF_A_SECTOR: u32 = 512 / 4;
 /// Sectors that one call of the firmware is sure to read (Enhanced Disk Drive specification).
 const MOST_SECTORS: usize = 127;
 /// Bytes of a cylinder in the geometry that firmware makes up for a disk: 16 heads, 63 sectors.
 const CYLINDER: usize = 16 * 63 * SECTOR;
 const AT: u32 = 0x7c00;
 /// Where the firmware reads to; the guest is copied from there.
-const BUFFER: u32 = 0x1_0000;
+const BUFFER: u32 = BUFFER_SEGMENT as u32 * 16;
+const BUFFER_SEGMENT: u16 = 0x1000;
 /// Behind the code, in the same sector.
 const TABLES: u32 = AT + 0x100;
 const PACKET: u32 = TABLES + 24;
@@ -56,7 +58,7 @@ pub fn disk(image: &[u8]) -> Result<Vec<u8>, DiskError> {
     }
     // Size of the packet, sectors, buffer as segment:offset, first sector.
     disk.extend_from_slice(&[16, 0, count, 0, 0, 0]);
-    disk.extend_from_slice(&((BUFFER >> 4) as u16).to_le_bytes());
+    disk.extend_from_slice(&BUFFER_SEGMENT.to_le_bytes());
     disk.extend_from_slice(&1_u64.to_le_bytes());
     disk.extend_from_slice(&23_u16.to_le_bytes());
     disk.extend_from_slice(&TABLES.to_le_bytes());
@@ -82,7 +84,7 @@ fn code(sectors: u32) -> Result<Vec<u8>, IcedError> {
     }
     a.mov(esi, BUFFER)?;
     a.mov(edi, BASE)?;
-    a.mov(ecx, sectors * (SECTOR as u32 / 4))?;
+    a.mov(ecx, sectors * WORDS_OF_A_SECTOR)?;
     a.rep().movsd()?;
     a.mov(eax, LOADER_MAGIC)?;
     // There is no multiboot information, and nobody asks for it.

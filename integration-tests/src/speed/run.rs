@@ -62,6 +62,9 @@ pub enum RunError {
     },
 }
 
+/// Bytes, and when they came.
+type Heard = (Instant, Vec<u8>);
+
 fn host(what: &Path) -> impl FnOnce(std::io::Error) -> RunError {
     let what = what.display().to_string();
     move |source| RunError::Host { what, source }
@@ -122,7 +125,7 @@ impl Guest {
     }
 
     /// Starts a machine whose words go to `rest`, the guest's into the channel, each with its time.
-    fn start(&self, machine: &Machine, rest: &Path) -> Result<(Running, Receiver<(Instant, Vec<u8>)>), RunError> {
+    fn start(&self, machine: &Machine, rest: &Path) -> Result<(Running, Receiver<Heard>), RunError> {
         let (mut command, line) = machine.command(&self.media).map_err(host(&self.media.folder))?;
         let (reader, writer) = std::io::pipe().map_err(host(rest))?;
         let rest = File::create(rest).map_err(host(rest))?;
@@ -139,7 +142,7 @@ impl Guest {
 }
 
 /// Reads in a thread, so that the time of a byte is when it came.
-fn listen(mut reader: PipeReader) -> Receiver<(Instant, Vec<u8>)> {
+fn listen(mut reader: PipeReader) -> Receiver<Heard> {
     let (sender, heard) = sync_channel(64);
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];

@@ -4,7 +4,7 @@ use super::layout::{self, Handlers, selector};
 use super::report;
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    CodeAssembler, CodeLabel, ax, ds, dword_ptr, eax, ebp, ecx, edi, edx, es, fs, gs, ptr, qword_ptr, r8, r12, rax,
+    CodeAssembler, CodeLabel, ax, ds, dword_ptr, eax, ebp, ecx, edi, es, fs, gs, ptr, qword_ptr, r8, r12, rax, rdx,
     rsp, ss, tbyte_ptr,
 };
 
@@ -91,10 +91,10 @@ fn serve_done(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 fn set_msr(a: &mut CodeAssembler, msr: u32, value: u64) -> Result<(), IcedError> {
-    let [low, high] = [value, value >> 32].map(|half| half as u32);
+    let [low, high] = [value & u64::from(u32::MAX), value >> 32];
     a.mov(ecx, msr)?;
-    a.mov(eax, low)?;
-    a.mov(edx, high)?;
+    a.mov(rax, low)?;
+    a.mov(rdx, high)?;
     a.wrmsr()
 }
 

@@ -89,15 +89,10 @@ pub const CALL_VECTOR: u8 = 0x80;
 pub const DONE_VECTOR: u8 = 3;
 
 /// The image's body: the parts, each at its place.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Parts(Vec<u8>);
 
 impl Parts {
-    /// Nothing yet.
-    pub fn new() -> Self {
-        Self(Vec::new())
-    }
-
     /// Puts a part at an address; it must end before `end`.
     ///
     /// # Errors

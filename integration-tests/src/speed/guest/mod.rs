@@ -91,7 +91,7 @@ pub fn image(work: &Work) -> Result<Vec<u8>, ImageError> {
     }
     let (protected, back) = real::protected()?;
     let (kernel, handlers) = kernel::kernel()?;
-    let mut parts = Parts::new();
+    let mut parts = Parts::default();
     parts.put("32-bit code", layout::ENTRY, layout::GDT, &protected)?;
     parts.put_segments()?;
     parts.put(
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn part_before_another_or_too_long_is_refused() {
-        let mut parts = Parts::new();
+        let mut parts = Parts::default();
         parts.put("first", BASE + 0x100, BASE + 0x104, &[1; 4]).expect("fits");
         assert!(matches!(
             parts.put("second", BASE + 0x102, BASE + 0x200, &[1]),
