@@ -144,7 +144,7 @@ impl SoftVcpu {
 /// What stands for translation and mode.
 #[inline(always)]
 fn tag(cpu: &Cpu<World>, mode: Mode) -> u64 {
-    cpu.env.tlb.epoch() << 3 | mode.number()
+    cpu.env.tlb.epoch() << 4 | mode.number()
 }
 
 /// RIP so many bytes behind the beginning of a block.

@@ -70,6 +70,12 @@ fn compute<const O: u8, const W: u32>(cpu: &mut Cpu<World>, a: u64, b: u64) -> u
     }
 }
 
+/// Notes the flags of a comparison.
+#[inline(always)]
+pub(super) fn compare<const W: u32>(cpu: &mut Cpu<World>, a: u64, b: u64) {
+    compute::<CMP, W>(cpu, a, b);
+}
+
 #[inline(always)]
 fn carry_if(cpu: &Cpu<World>, wanted: bool) -> bool {
     wanted && carry(cpu)

@@ -9,8 +9,9 @@
 //! predicts for each kind of op what follows it. Optimised, such a call is a jump; where it isn't, the stack grows by a
 //! frame for each of a block's few ops.
 //!
-//! Ops are for 64-bit mode, and for 32-bit code with flat segments ([`mode`]). Read in this order: this file, `flags`,
-//! `memory`, `alu`, `shift`, `muldiv`, `bits`, `moves`, `stack`, `string`, `branch`, `vector`, `select` and `select_vector`.
+//! Ops are for 64-bit mode, for 32-bit code with flat segments, and for what needs no segment in real mode ([`mode`]). Read in this order: this file, `flags`,
+//! `memory`, `alu`, `shift`, `muldiv`, `bits`, `moves`, `stack`, `string`, `branch`, `vector`,
+//! `scalar`, `select` and `select_vector`.
 
 mod alu;
 mod bits;
@@ -20,6 +21,7 @@ mod memory;
 pub(super) mod mode;
 mod moves;
 mod muldiv;
+mod scalar;
 mod select;
 mod select_vector;
 mod shift;

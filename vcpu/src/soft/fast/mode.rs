@@ -29,6 +29,8 @@ impl Mode {
         match size {
             CodeSize::Bits64 => {}
             CodeSize::Bits32 if is_flat(state) => {}
+            // Ops of 16-bit code reach no memory, and jump no further than 16 bits.
+            CodeSize::Bits16 if state.real_segments() && state.sys.cs.limit >= 0xffff => {}
             _ => return None,
         }
         let (user, flag) = (state.cpl() == 3, state.flag(flags::AC));
@@ -42,10 +44,15 @@ impl Mode {
         })
     }
 
-    /// A number for each mode, below 8.
+    /// A number for each mode, below 16.
     #[inline]
     pub fn number(self) -> u64 {
-        u64::from(self.rights) | u64::from(self.size == CodeSize::Bits64) << 2
+        let size = match self.size {
+            CodeSize::Bits16 => 0,
+            CodeSize::Bits32 => 1 << 2,
+            CodeSize::Bits64 => 2 << 2,
+        };
+        u64::from(self.rights) | size
     }
 }
 

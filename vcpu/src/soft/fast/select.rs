@@ -16,8 +16,8 @@ fn left_alone(_cpu: &mut Cpu<World>, _op: &Op, rest: &[Op]) -> Went {
     super::slow(rest)
 }
 
-/// The op for `instruction` in code of this size, which is 32 bits (with flat segments) or 64. The instruction ends `end`
-/// bytes behind the beginning of its block.
+/// The op for `instruction` in code of this size: 64 bits, 32 with flat segments, or 16 of real mode, where there are ops
+/// only for what needs no segment. The instruction ends `end` bytes behind the beginning of its block.
 pub(in crate::soft) fn select(instruction: &Instruction, size: CodeSize, end: u16) -> Op {
     let mut op = Op {
         run: left_alone,
@@ -30,15 +30,32 @@ pub(in crate::soft) fn select(instruction: &Instruction, size: CodeSize, end: u1
         from: 0,
         next: end,
     };
-    // What ends where 32-bit addresses do goes on at their beginning.
-    let wraps = size == CodeSize::Bits32 && instruction.next_ip() > u64::from(u32::MAX);
-    if size == CodeSize::Bits16 || instruction.has_lock_prefix() || wraps {
-        return op;
-    }
-    if let Some(run) = find(&mut op, instruction, size == CodeSize::Bits64) {
+    // What ends where addresses do goes on at their beginning.
+    let last = match size {
+        CodeSize::Bits16 => 0xffff,
+        CodeSize::Bits32 => u64::from(u32::MAX),
+        CodeSize::Bits64 => u64::MAX,
+    };
+    let left = instruction.has_lock_prefix()
+        || instruction.next_ip() > last
+        || (size == CodeSize::Bits16 && !stays_in_registers(instruction));
+    if !left && let Some(run) = find(&mut op, instruction, size == CodeSize::Bits64) {
         op.run = run;
     }
     op
+}
+
+/// Whether the operands are registers and immediates, or the instruction is a jump of 16 bits.
+fn stays_in_registers(insn: &Instruction) -> bool {
+    let operand = |index| {
+        use OpKind::{Immediate8, Immediate8to16, Immediate8to32, Immediate16, Immediate32, NearBranch16, Register};
+        matches!(
+            insn.op_kind(index),
+            Register | Immediate8 | Immediate8to16 | Immediate8to32 | Immediate16 | Immediate32 | NearBranch16
+        )
+    };
+    let indirect = insn.mnemonic() == M::Jmp && insn.op0_kind() != OpKind::NearBranch16;
+    (0..insn.op_count()).all(operand) && !insn.is_stack_instruction() && !indirect
 }
 
 fn find(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
@@ -176,6 +193,18 @@ fn transfer(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
             string_address(op, insn.op0_kind(), insn, long)?;
             string::movs(repeated(insn), Width::of(insn.memory_size().size()))
         }
+        M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq if !repeated(insn) => {
+            string_address(op, insn.op1_kind(), insn, long)?;
+            string::lods(Width::of(insn.memory_size().size()))
+        }
+        M::Scasb | M::Scasw | M::Scasd | M::Scasq if !repeated(insn) => {
+            string_address(op, insn.op1_kind(), insn, long)?;
+            string::scas(Width::of(insn.memory_size().size()))
+        }
+        M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq if insn.is_string_instruction() && !repeated(insn) => {
+            string_address(op, insn.op0_kind(), insn, long)?;
+            string::cmps(Width::of(insn.memory_size().size()))
+        }
         M::Jmp | M::Call => return jump(op, insn, long),
         _ if insn.condition_code() != ConditionCode::None => return conditional(op, insn, long),
         _ => return select_vector::find(op, insn, long),
@@ -188,10 +217,10 @@ fn repeated(insn: &Instruction) -> bool {
 }
 
 /// The address width of a string instruction whose segments are flat.
-fn string_address(op: &mut Op, destination: OpKind, insn: &Instruction, long: bool) -> Option<()> {
-    op.shape = match destination {
-        OpKind::MemoryESEDI => NARROW,
-        OpKind::MemoryESRDI => 0,
+fn string_address(op: &mut Op, operand: OpKind, insn: &Instruction, long: bool) -> Option<()> {
+    op.shape = match operand {
+        OpKind::MemoryESEDI | OpKind::MemorySegESI => NARROW,
+        OpKind::MemoryESRDI | OpKind::MemorySegRSI => 0,
         _ => return None,
     };
     match insn.segment_prefix() {
@@ -206,6 +235,8 @@ fn jump(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
     match insn.code() {
         Code::Jmp_rm64 | Code::Call_rm64 if long => {}
         Code::Jmp_rm32 | Code::Call_rm32 if !long => {}
+        // Its return address has 16 bits.
+        _ if call && insn.op0_kind() == OpKind::NearBranch16 => return None,
         _ => {
             target(op, insn, long)?;
             return Some(if call { branch::call(long) } else { branch::jump() });
@@ -257,16 +288,16 @@ fn conditional(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
 
 /// A fixed target that is code for certain.
 fn target(op: &mut Op, insn: &Instruction, long: bool) -> Option<()> {
-    let near = if long {
-        OpKind::NearBranch64
-    } else {
-        OpKind::NearBranch32
+    let near = match insn.op0_kind() {
+        OpKind::NearBranch64 => long,
+        OpKind::NearBranch32 | OpKind::NearBranch16 => !long,
+        _ => false,
     };
     // Canonical in the smallest address space there is.
     let target = insn.near_branch_target();
     let canonical = ((target << 16) as i64 >> 16) as u64 == target;
     op.wide = target;
-    (insn.op0_kind() == near && (canonical || !long)).then_some(())
+    (near && (canonical || !long)).then_some(())
 }
 
 fn binary(op: &mut Op, insn: &Instruction, operation: u8, long: bool) -> Option<Run> {

@@ -2,7 +2,7 @@
 
 use super::select::memory;
 use super::vector::{self, Operation, Way};
-use super::{Op, Run};
+use super::{Op, Run, scalar};
 use crate::emulate::sse::{lanes, shuffle};
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
 
@@ -27,6 +27,9 @@ pub(super) fn find(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
     if insn.mnemonic() == M::Pmovmskb && from_xmm {
         return Some(vector::sign_mask);
     }
+    if let Some(run) = converted(insn, way, registers) {
+        return Some(run);
+    }
     if !to_xmm || !from_xmm {
         return None;
     }
@@ -36,9 +39,29 @@ pub(super) fn find(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
         M::Movss => vector::scalar_moves(way, false),
         M::Movsd => vector::scalar_moves(way, true),
         _ if way == Way::Store => return None,
+        M::Ucomiss | M::Comiss => scalar::comparisons(way == Way::Load, false),
+        M::Ucomisd | M::Comisd => scalar::comparisons(way == Way::Load, true),
+        M::Sqrtss => scalar::roots(way == Way::Load, false),
+        M::Sqrtsd => scalar::roots(way == Way::Load, true),
+        M::Cvtss2sd => scalar::widenings(way == Way::Load),
         _ => return computed(op, insn, way == Way::Load),
     };
     Some(run)
+}
+
+/// Conversions with a general-purpose register.
+fn converted(insn: &Instruction, way: Way, [to, from]: [Register; 2]) -> Option<Run> {
+    let memory = way == Way::Load;
+    Some(match insn.mnemonic() {
+        M::Cvtsi2ss | M::Cvtsi2sd if from.is_gpr() => {
+            scalar::from_integers(from.is_gpr64(), insn.mnemonic() == M::Cvtsi2sd)
+        }
+        M::Cvttss2si => scalar::to_integers(false, memory, false, to.is_gpr64()),
+        M::Cvttsd2si => scalar::to_integers(false, memory, true, to.is_gpr64()),
+        M::Cvtss2si => scalar::to_integers(true, memory, false, to.is_gpr64()),
+        M::Cvtsd2si => scalar::to_integers(true, memory, true, to.is_gpr64()),
+        _ => return None,
+    })
 }
 
 /// `movd` and `movq`.

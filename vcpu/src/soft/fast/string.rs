@@ -1,8 +1,8 @@
-//! `movs` and `stos` upwards, with `rep` in bulk: as many elements as the instruction core does in a step, if all their pages
+//! Strings upwards: single `lods scas cmps`; `movs` and `stos`, with `rep` in bulk: as many elements as the instruction core does in a step, if all their pages
 //! are memory.
 
-use super::memory::NARROW;
-use super::{Go, Op, Run, Went, by_width, cut, follow, slow};
+use super::memory::{NARROW, load};
+use super::{Go, Op, Run, Went, alu, by_width, cut, follow, set_register, slow};
 use crate::emulate::flags::DF;
 use crate::emulate::state::{RAX, RCX, RDI, RSI};
 use crate::emulate::string::BURST;
@@ -127,4 +127,56 @@ pub(super) fn movs(repeated: bool, width: Width) -> Run {
     } else {
         by_width!(width, copy, false)
     }
+}
+
+/// The element at `index`, a register's number, after which that register is moved on; `None` if it is not that simple.
+#[inline(always)]
+fn element<const W: u32>(cpu: &Cpu<World>, op: &Op, index: usize) -> Option<(u64, u64)> {
+    let at = cpu.state.gpr[index] & mask(op);
+    let plain = !cpu.state.flag(DF) && is_plain(op, at, u64::from(W / 8));
+    let value = plain.then(|| load::<W>(cpu, at))??;
+    Some((value, at + u64::from(W / 8)))
+}
+
+fn load_one<const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+    let Some((value, next)) = element::<W>(cpu, op, RSI) else {
+        return slow(rest);
+    };
+    cpu.state.gpr[RSI] = next;
+    set_register::<W>(cpu, RAX as u8, value);
+    follow(cpu, rest)
+}
+
+fn scan_one<const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+    let Some((b, next)) = element::<W>(cpu, op, RDI) else {
+        return slow(rest);
+    };
+    cpu.state.gpr[RDI] = next;
+    let a = cut::<W>(cpu.state.gpr[RAX]);
+    alu::compare::<W>(cpu, a, b);
+    follow(cpu, rest)
+}
+
+fn compare_one<const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+    let (Some((a, source)), Some((b, destination))) = (element::<W>(cpu, op, RSI), element::<W>(cpu, op, RDI)) else {
+        return slow(rest);
+    };
+    (cpu.state.gpr[RSI], cpu.state.gpr[RDI]) = (source, destination);
+    alu::compare::<W>(cpu, a, b);
+    follow(cpu, rest)
+}
+
+/// The function for a single `lods`.
+pub(super) fn lods(width: Width) -> Run {
+    by_width!(width, load_one)
+}
+
+/// The function for a single `scas`.
+pub(super) fn scas(width: Width) -> Run {
+    by_width!(width, scan_one)
+}
+
+/// The function for a single `cmps`.
+pub(super) fn cmps(width: Width) -> Run {
+    by_width!(width, compare_one)
 }

@@ -10,18 +10,18 @@ use crate::soft::world::World;
 
 /// An XMM register.
 #[inline(always)]
-fn xmm(cpu: &Cpu<World>, number: u8) -> u128 {
+pub(super) fn xmm(cpu: &Cpu<World>, number: u8) -> u128 {
     cpu.state.fpu.xmm[usize::from(number & 15)]
 }
 
 #[inline(always)]
-fn set_xmm(cpu: &mut Cpu<World>, number: u8, value: u128) {
+pub(super) fn set_xmm(cpu: &mut Cpu<World>, number: u8, value: u128) {
     cpu.state.fpu.xmm[usize::from(number & 15)] = value;
 }
 
 /// The low `W` bits of a register.
 #[inline(always)]
-fn low<const W: u32>(value: u128) -> u128 {
+pub(super) fn low<const W: u32>(value: u128) -> u128 {
     value & u128::MAX >> (128 - W)
 }
 
@@ -38,7 +38,7 @@ fn load_part<const W: u32>(cpu: &Cpu<World>, op: &Op) -> Option<u128> {
 
 /// The second operand: a register, or `W` bits of memory, which must be aligned if they are 128 (or #GP is due).
 #[inline(always)]
-fn source<const MEMORY: bool, const W: u32>(cpu: &Cpu<World>, op: &Op) -> Option<u128> {
+pub(super) fn source<const MEMORY: bool, const W: u32>(cpu: &Cpu<World>, op: &Op) -> Option<u128> {
     if !MEMORY {
         return Some(xmm(cpu, op.from));
     }
