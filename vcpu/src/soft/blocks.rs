@@ -7,14 +7,14 @@ use super::fast::{Op, select};
 use super::world::World;
 use crate::emulate::state::CodeSize;
 use crate::emulate::{Cpu, Decoded};
-use iced_x86::Mnemonic;
+use iced_x86::{Instruction, Mnemonic, Register};
 use std::collections::HashMap;
 use umbra_memslots::{Gfn, Gpa};
 
 /// Places for blocks.
 const SLOTS: usize = 1 << 14;
 /// Instructions of a block at most: until its end, no interrupt is seen.
-const MAX_INSTRUCTIONS: usize = 32;
+pub(super) const MAX_INSTRUCTIONS: usize = 32;
 /// Bytes of a block at most.
 pub(super) const MAX_BYTES: usize = 15 * MAX_INSTRUCTIONS;
 
@@ -126,7 +126,7 @@ impl Blocks {
         let mut length = 0;
         cpu.decode_run(bytes, |decoded, end| {
             ops.push(select(decoded.instruction(), key.size));
-            let opens = opens(decoded.instruction().mnemonic());
+            let opens = opens(decoded.instruction());
             instructions.push(decoded);
             length = end;
             instructions.len() < MAX_INSTRUCTIONS && !opens
@@ -168,10 +168,12 @@ impl Blocks {
 }
 
 /// Whether interrupts may come after this instruction that couldn't before it. They are taken between blocks, so there must
-/// be such a place: the guest may shut them out again soon.
-fn opens(mnemonic: Mnemonic) -> bool {
+/// be such a place: the guest may shut them out again soon. So must there be after an instruction by which the guest waits for
+/// another vCPU.
+fn opens(insn: &Instruction) -> bool {
+    // An x2APIC is reached by MSR.
     matches!(
-        mnemonic,
-        Mnemonic::Sti | Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq
-    )
+        insn.mnemonic(),
+        Mnemonic::Sti | Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq | Mnemonic::Wrmsr | Mnemonic::Pause
+    ) || insn.op0_register() == Register::CR8
 }

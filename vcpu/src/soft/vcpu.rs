@@ -1,18 +1,20 @@
 //! [`SoftVcpu`]: the vCPU itself. It executes blocks, delivers exceptions, and comes out where the VMM is needed.
 
 use super::apic::OwnApic;
-use super::blocks::{Block, Blocks, Key, MAX_BYTES};
+use super::blocks::{Block, Blocks, Key, MAX_BYTES, MAX_INSTRUCTIONS};
 use super::code::Changed;
 use super::fast::mode::Mode;
 use super::fast::{Go, settle_flags};
 use super::signals::Signals;
 use super::startup;
+use super::turn::Turn;
 use super::vm::Shared;
 use super::world::World;
 use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
 use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop, exception, flags};
 use crate::exit::{VmEntry, VmExit};
 use crate::regs::{Regs, SystemRegs};
+use crate::turns::Delivered;
 use std::sync::Arc;
 use umbra_devices::IntrSource;
 use umbra_devices::models::lapic::{CpuEvent, LocalApic};
@@ -42,10 +44,12 @@ pub struct SoftVcpu {
     asked: Option<(Request, VmExit)>,
     /// An exception that is being delivered.
     event: Option<Event>,
-    /// Instructions begun, and exceptions delivered.
+    /// Instructions executed, and exceptions delivered.
     executed: u64,
     /// When to come back, in `executed`.
     until: u64,
+    /// From when on a whole block may be too much.
+    soon: u64,
 }
 
 /// Blocks that are executed by fast ops before slots are looked at again.
@@ -65,12 +69,15 @@ impl SoftVcpu {
     pub(super) fn new(shared: Arc<Shared>, slots: SlotReader) -> Self {
         let mut state = CpuState::new(&Regs::default(), &SystemRegs::default());
         (state.debug[6], state.debug[7]) = (DR6_AT_RESET, DR7_AT_RESET);
-        let world = World::new(shared, slots, &state);
+        let counted = shared.counted.clone();
+        let mut world = World::new(shared, slots, &state);
+        let signals = Arc::<Signals>::default();
+        world.turn = counted.map(|clock| Turn::new(clock, Arc::clone(&signals)));
         Self {
             cpu: Cpu::new(state, world),
             blocks: Blocks::new(),
             fast: true,
-            signals: Arc::default(),
+            signals,
             interrupts: None,
             halted: false,
             stopped: false,
@@ -78,19 +85,21 @@ impl SoftVcpu {
             event: None,
             executed: 0,
             until: u64::MAX,
+            soon: u64::MAX,
         }
     }
 
-    /// Instructions begun so far (of a repeated string instruction, each part of up to 1024 elements), and exceptions
-    /// delivered.
+    /// Instructions executed so far (of a repeated string instruction, each part of up to 1024 elements), and exceptions
+    /// and interrupts delivered. How they are executed makes no difference to the number.
     pub fn executed(&self) -> u64 {
         self.executed
     }
 
-    /// Comes out as [`VmExit::Interrupted`] once `instructions` more, and the rest of the block in which that happens,
-    /// are executed.
+    /// Comes out as [`VmExit::Interrupted`] once exactly `instructions` more are executed; or one more, where the last of
+    /// them raises an exception.
     pub fn stop_after(&mut self, instructions: u64) {
         self.until = self.executed.saturating_add(instructions);
+        self.soon = self.until.saturating_sub(MAX_INSTRUCTIONS as u64);
     }
 
     /// Whether the commonest instructions are executed by functions made for them, as they are unless this says otherwise,
@@ -114,6 +123,8 @@ impl SoftVcpu {
         self.cpu.env.enter();
         let exit = self.go(waiting, finish_only);
         self.cpu.env.leave();
+        self.cpu.env.now = self.executed;
+        self.cpu.env.keep_clock();
         exit
     }
 
@@ -127,13 +138,12 @@ impl SoftVcpu {
                 if self.signals.interrupt() {
                     self.interrupt();
                 }
-                if self.halted || self.stopped {
+                if self.waits() {
+                    if self.cpu.env.turn.is_some() {
+                        return VmExit::Interrupted;
+                    }
                     self.cpu.env.leave();
-                    let open = self.cpu.state.flag(flags::IF) && !self.stopped;
-                    let nmi_open = self.takes_nmi();
-                    let own = &self.cpu.env.apic;
-                    self.signals
-                        .wait(open, || own.as_ref().is_some_and(|own| own.apic.has_event(nmi_open)));
+                    self.signals.wait(|| self.is_woken());
                     self.cpu.env.enter();
                     continue;
                 }
@@ -143,6 +153,9 @@ impl SoftVcpu {
                 Progress::Boundary => waiting = false,
                 Progress::Exit(exit) => return exit,
                 Progress::Wait(request) => {
+                    // It is begun anew.
+                    self.executed -= 1;
+                    self.cpu.env.now = self.executed;
                     if let Some(value) = self.cpu.env.ask_apic(&request) {
                         self.cpu.env.replay.answer(request, Some(value));
                         waiting = true;
@@ -203,6 +216,27 @@ impl SoftVcpu {
         self.halted = false;
     }
 
+    /// Whether it executes nothing before something comes.
+    pub(super) fn waits(&self) -> bool {
+        self.halted || self.stopped
+    }
+
+    /// Whether there is something for which it waits, if it does.
+    pub(super) fn is_woken(&self) -> bool {
+        let open = self.cpu.state.flag(flags::IF) && !self.stopped;
+        let nmi_open = self.takes_nmi();
+        let own = self.cpu.env.apic.as_ref();
+        open && self.signals.interrupt() || own.is_some_and(|own| own.apic.has_event(nmi_open))
+    }
+
+    pub(super) fn turn(&mut self) -> Option<&mut Turn> {
+        self.cpu.env.turn.as_mut()
+    }
+
+    pub(super) fn signals(&self) -> &Signals {
+        &self.signals
+    }
+
     fn takes_nmi(&self) -> bool {
         let handling = self.cpu.env.apic.as_ref().is_some_and(|own| own.in_nmi);
         !handling && !self.stopped && self.event.is_none() && !self.cpu.state.interrupt_shadow
@@ -213,6 +247,7 @@ impl SoftVcpu {
         while let Some(own) = &self.cpu.env.apic
             && let Some(event) = own.apic.take_event(self.takes_nmi())
         {
+            self.cpu.env.delivers(self.executed, || Delivered::Event(event));
             match event {
                 CpuEvent::Init => self.initialise(),
                 CpuEvent::StartUp(page) if self.stopped => {
@@ -245,6 +280,8 @@ impl SoftVcpu {
         self.signals.lower();
         if source.is_pending() {
             let exception = Exception::new(source.acknowledge());
+            let vector = exception.vector;
+            self.cpu.env.delivers(self.executed, || Delivered::Interrupt(vector));
             self.event = Some(Event {
                 exception,
                 source: Source::External,
@@ -263,7 +300,7 @@ impl SoftVcpu {
             return self.deliver(event);
         }
         // Interrupts are taken between blocks: one that the shadow holds off comes right after this instruction.
-        let step = self.execute(once || self.cpu.state.interrupt_shadow);
+        let step = self.execute(once || self.cpu.state.interrupt_shadow || self.executed >= self.soon);
         match step {
             Step::Pending(request) => return Progress::Wait(request),
             _ if once => self.cpu.env.replay.clear(),
@@ -297,6 +334,7 @@ impl SoftVcpu {
             source: Source::Exception,
         };
         self.event = Some(event);
+        self.cpu.env.delivers(self.executed, || exception.into());
         self.deliver(event)
     }
 
@@ -357,6 +395,7 @@ impl SoftVcpu {
                         continue;
                     }
                     None => {
+                        self.cpu.env.now = self.executed;
                         self.executed += 1;
                         return self.cpu.step();
                     }
@@ -366,7 +405,7 @@ impl SoftVcpu {
                 step = how;
                 break;
             }
-            if self.signals.any() || !self.cpu.env.is_current() || self.executed >= self.until {
+            if self.signals.any() || !self.cpu.env.is_current() || self.executed >= self.soon {
                 break;
             }
         }
@@ -408,6 +447,7 @@ impl SoftVcpu {
 
     /// Executes the block at CS:RIP, or its first instruction, by the instruction core.
     fn execute_block(&mut self, once: bool) -> Step {
+        self.cpu.env.now = self.executed;
         self.executed += 1;
         let key = self.find_block();
         let Self {
@@ -422,6 +462,7 @@ impl SoftVcpu {
         // The first is counted already.
         *executed -= 1;
         for instruction in block.instructions.iter().take(count) {
+            cpu.env.now = *executed;
             step = cpu.execute_decoded(instruction);
             *executed += 1;
             if step != (Step::Done { trap: false }) || cpu.env.moved {
@@ -459,6 +500,7 @@ fn run(block: &Block, cpu: &mut Cpu<World>, mode: Mode, executed: &mut u64) -> E
             Go::Slow => {
                 settle_flags(cpu);
                 cpu.state.rip = next;
+                cpu.env.now = *executed + index as u64;
                 let step = match block.instructions.get(index) {
                     Some(instruction) => cpu.execute_decoded(instruction),
                     None => cpu.step(),
