@@ -6,6 +6,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use umbra_vcpu::stats::{BusStats, ExitKind, ExitStat, HotPage, MmioStats, VcpuStats};
+use umbra_vcpu::turns::TraceSummary;
 
 /// What a run did.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -24,6 +25,8 @@ pub struct RunReport {
     pub page_tables: u32,
     /// The vCPUs' counts, added up.
     pub stats: VcpuStats,
+    /// What can be compared with another run, if this one is deterministic: of all lives together.
+    pub deterministic: Option<TraceSummary>,
 }
 
 /// How a report looks as JSON.
@@ -44,6 +47,18 @@ struct Json<'a> {
     faults: &'a BTreeMap<&'static str, u64>,
     hot_pages: &'a [HotPage],
     in_software: &'a BTreeMap<String, u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deterministic: Option<JsonTrace<'a>>,
+}
+
+/// How a deterministic run looks in it. The digest is text, because JSON's numbers don't have 64 bits everywhere.
+#[derive(Serialize)]
+struct JsonTrace<'a> {
+    instructions: u64,
+    instructions_by_vcpu: &'a [u64],
+    guest_seconds: f64,
+    events: u64,
+    digest: String,
 }
 
 impl RunReport {
@@ -55,6 +70,7 @@ impl RunReport {
         self.slot_generation = next.slot_generation;
         self.page_tables = next.page_tables;
         self.stats.add(&next.stats);
+        self.deterministic.clone_from(&next.deterministic);
         self
     }
 
@@ -86,6 +102,13 @@ impl RunReport {
             faults,
             hot_pages,
             in_software,
+            deterministic: self.deterministic.as_ref().map(|trace| JsonTrace {
+                instructions: trace.total(),
+                instructions_by_vcpu: &trace.instructions,
+                guest_seconds: trace.time.as_secs_f64(),
+                events: trace.events,
+                digest: text::digest(trace.digest),
+            }),
         };
         // Strings, numbers and maps with words as keys: serialising them cannot fail.
         serde_json::to_string(&json).unwrap_or_default()

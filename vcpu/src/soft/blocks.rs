@@ -8,7 +8,7 @@ use super::fast::{Op, select};
 use super::world::World;
 use crate::emulate::state::CodeSize;
 use crate::emulate::{Cpu, Decoded};
-use iced_x86::{FlowControl, Mnemonic};
+use iced_x86::{FlowControl, Instruction, Mnemonic, Register};
 use std::cell::Cell;
 use std::collections::HashMap;
 use umbra_memslots::{Gfn, Gpa};
@@ -17,7 +17,7 @@ use umbra_memslots::{Gfn, Gpa};
 const SETS: usize = 1 << 14;
 const WAYS: usize = 4;
 /// Instructions of a block at most: until its end, no interrupt is seen.
-const MAX_INSTRUCTIONS: usize = 32;
+pub(super) const MAX_INSTRUCTIONS: usize = 32;
 /// Conditional branches of a block at most, whose other way is another block's beginning.
 const MAX_BRANCHES: usize = 4;
 /// Bytes of a block at most.
@@ -139,7 +139,7 @@ impl Blocks {
             let instruction = decoded.instruction();
             ops.push(select(instruction, key.size, end as u16));
             let goes_on = match instruction.flow_control() {
-                FlowControl::Next => !opens(instruction.mnemonic()),
+                FlowControl::Next => !opens(instruction),
                 FlowControl::ConditionalBranch => branches < MAX_BRANCHES,
                 _ => false,
             };
@@ -223,10 +223,12 @@ impl Blocks {
 }
 
 /// Whether interrupts may come after this instruction that couldn't before it. They are taken between blocks, so there must
-/// be such a place: the guest may shut them out again soon.
-fn opens(mnemonic: Mnemonic) -> bool {
+/// be such a place: the guest may shut them out again soon. So must there be after an instruction by which the guest waits for
+/// another vCPU.
+fn opens(insn: &Instruction) -> bool {
+    // An x2APIC is reached by MSR.
     matches!(
-        mnemonic,
-        Mnemonic::Sti | Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq
-    )
+        insn.mnemonic(),
+        Mnemonic::Sti | Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq | Mnemonic::Wrmsr | Mnemonic::Pause
+    ) || insn.op0_register() == Register::CR8
 }

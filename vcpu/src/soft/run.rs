@@ -30,7 +30,7 @@ impl SoftVcpu {
         env.tlb.set_rights(mode.rights);
         env.vectors = self.cpu.state.has_vectors();
         env.moved = false;
-        let limit = self.until.min(self.executed.saturating_add(SLICE));
+        let limit = self.soon.min(self.executed.saturating_add(SLICE));
         loop {
             if let Some(step) = self.execute_chain(mode, limit) {
                 settle_flags(&mut self.cpu);
@@ -38,6 +38,7 @@ impl SoftVcpu {
             }
             settle_flags(&mut self.cpu);
             let Some(id) = self.find_block() else {
+                self.cpu.env.now = self.executed;
                 self.executed += 1;
                 return self.cpu.step();
             };
@@ -49,7 +50,11 @@ impl SoftVcpu {
     /// Executes one block after the other. `None` if the block at RIP is not known.
     fn execute_chain(&mut self, mode: Mode, limit: u64) -> Option<Step> {
         let Self {
-            cpu, blocks, executed, ..
+            cpu,
+            blocks,
+            executed,
+            signals,
+            ..
         } = self;
         let (_, mut block) = blocks.known(cpu.state.rip, tag(cpu, mode))?;
         loop {
@@ -58,6 +63,8 @@ impl SoftVcpu {
                 End::Leave(step) => return Some(step),
                 _ if *executed >= limit => return Some(Step::Done { trap: false }),
                 End::Branch(from) => from,
+                // The core's last instruction may be what an interrupt has waited for, or have sent one.
+                End::Block if signals.any() => return Some(Step::Done { trap: false }),
                 End::Block => None,
             };
             let (rip, tag) = (cpu.state.rip, tag(cpu, mode));
@@ -120,6 +127,7 @@ impl SoftVcpu {
             cpu, blocks, executed, ..
         } = self;
         let Some(block) = id.and_then(|id| blocks.get(id)) else {
+            cpu.env.now = *executed;
             *executed += 1;
             return cpu.step();
         };
@@ -130,6 +138,7 @@ impl SoftVcpu {
         let mode = Mode::of(&cpu.state);
         let mut step = Step::Repeat;
         for (op, instruction) in block.ops.iter().zip(&block.instructions).take(count) {
+            cpu.env.now = *executed;
             step = cpu.execute_decoded(instruction);
             *executed += 1;
             let goes_on = step == (Step::Done { trap: false }) && cpu.state.rip == at(start, op.end(), size);
@@ -224,6 +233,8 @@ fn run_on<'a>(
             return End::Leave(Step::Repeat);
         }
         settle_flags(cpu);
+        // It is counted already.
+        cpu.env.now = *executed - 1;
         let step = match block.instructions.get(index) {
             Some(instruction) => cpu.execute_decoded(instruction),
             None => cpu.step(),

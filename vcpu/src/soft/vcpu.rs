@@ -1,10 +1,11 @@
 //! [`SoftVcpu`]: the vCPU itself. It executes blocks, delivers exceptions, and comes out where the VMM is needed.
 
 use super::apic::OwnApic;
-use super::blocks::Blocks;
+use super::blocks::{Blocks, MAX_INSTRUCTIONS};
 use super::code::Changed;
 use super::signals::Signals;
 use super::startup;
+use super::turn::Turn;
 use super::vm::Shared;
 use super::walker::GUEST_CPU;
 use super::world::World;
@@ -13,6 +14,7 @@ use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Sto
 use crate::exit::{VmEntry, VmExit};
 use crate::paging;
 use crate::regs::{Regs, SystemRegs};
+use crate::turns::Delivered;
 use std::sync::Arc;
 use umbra_devices::IntrSource;
 use umbra_devices::models::fpu_error::FpuErrorLogic;
@@ -30,7 +32,7 @@ pub struct SoftVcpu {
     pub(super) blocks: Blocks,
     /// Whether fast ops are used.
     pub(super) fast: bool,
-    signals: Arc<Signals>,
+    pub(super) signals: Arc<Signals>,
     /// Where interrupts come from, if from anywhere.
     interrupts: Option<Arc<dyn IntrSource>>,
     /// It waits for an interrupt.
@@ -41,10 +43,12 @@ pub struct SoftVcpu {
     asked: Option<(Request, VmExit)>,
     /// An exception that is being delivered.
     event: Option<Event>,
-    /// Instructions begun, and exceptions delivered.
+    /// Instructions executed, and exceptions delivered.
     pub(super) executed: u64,
     /// When to come back, in `executed`.
-    pub(super) until: u64,
+    until: u64,
+    /// From when on a whole block may be too much.
+    pub(super) soon: u64,
 }
 
 /// How far a vCPU came.
@@ -61,12 +65,15 @@ impl SoftVcpu {
     pub(super) fn new(shared: Arc<Shared>, slots: SlotReader) -> Self {
         let mut state = CpuState::new(&Regs::default(), &SystemRegs::default());
         (state.debug[6], state.debug[7]) = (DR6_AT_RESET, DR7_AT_RESET);
-        let world = World::new(shared, slots, &state);
+        let counted = shared.counted.clone();
+        let mut world = World::new(shared, slots, &state);
+        let signals = Arc::<Signals>::default();
+        world.turn = counted.map(|clock| Turn::new(clock, Arc::clone(&signals)));
         Self {
             cpu: Cpu::new(state, world),
             blocks: Blocks::new(),
             fast: true,
-            signals: Arc::default(),
+            signals,
             interrupts: None,
             halted: false,
             stopped: false,
@@ -74,19 +81,21 @@ impl SoftVcpu {
             event: None,
             executed: 0,
             until: u64::MAX,
+            soon: u64::MAX,
         }
     }
 
-    /// Instructions begun so far (of a repeated string instruction, each part of up to 4096 elements), and exceptions
-    /// delivered.
+    /// Instructions executed so far (of a repeated string instruction, each part of up to 4096 elements), and exceptions
+    /// and interrupts delivered. How they are executed makes no difference to the number.
     pub fn executed(&self) -> u64 {
         self.executed
     }
 
-    /// Comes out as [`VmExit::Interrupted`] once `instructions` more, and the rest of the block in which that happens,
-    /// are executed.
+    /// Comes out as [`VmExit::Interrupted`] once exactly `instructions` more are executed; or one more, where the last of
+    /// them raises an exception.
     pub fn stop_after(&mut self, instructions: u64) {
         self.until = self.executed.saturating_add(instructions);
+        self.soon = self.until.saturating_sub(MAX_INSTRUCTIONS as u64);
     }
 
     /// Whether the commonest instructions are executed by functions made for them, as they are unless this says otherwise,
@@ -110,6 +119,8 @@ impl SoftVcpu {
         self.cpu.env.enter();
         let exit = self.go(waiting, finish_only);
         self.cpu.env.leave();
+        self.cpu.env.now = self.executed;
+        self.cpu.env.keep_clock();
         exit
     }
 
@@ -123,13 +134,12 @@ impl SoftVcpu {
                 if self.signals.interrupt() {
                     self.interrupt();
                 }
-                if self.halted || self.stopped {
+                if self.waits() {
+                    if self.cpu.env.turn.is_some() {
+                        return VmExit::Interrupted;
+                    }
                     self.cpu.env.leave();
-                    let open = self.cpu.state.flag(flags::IF) && !self.stopped;
-                    let nmi_open = self.takes_nmi();
-                    let own = &self.cpu.env.apic;
-                    self.signals
-                        .wait(open, || own.as_ref().is_some_and(|own| own.apic.has_event(nmi_open)));
+                    self.signals.wait(|| self.is_woken());
                     self.cpu.env.enter();
                     continue;
                 }
@@ -139,6 +149,9 @@ impl SoftVcpu {
                 Progress::Boundary => waiting = false,
                 Progress::Exit(exit) => return exit,
                 Progress::Wait(request) => {
+                    // It is begun anew.
+                    self.executed -= 1;
+                    self.cpu.env.now = self.executed;
                     if let Some(value) = self.cpu.env.ask_apic(&request) {
                         self.cpu.env.replay.answer(request, Some(value));
                         waiting = true;
@@ -204,6 +217,27 @@ impl SoftVcpu {
         self.halted = false;
     }
 
+    /// Whether it executes nothing before something comes.
+    pub(super) fn waits(&self) -> bool {
+        self.halted || self.stopped
+    }
+
+    /// Whether there is something for which it waits, if it does.
+    pub(super) fn is_woken(&self) -> bool {
+        let open = self.cpu.state.flag(flags::IF) && !self.stopped;
+        let nmi_open = self.takes_nmi();
+        let own = self.cpu.env.apic.as_ref();
+        open && self.signals.interrupt() || own.is_some_and(|own| own.apic.has_event(nmi_open))
+    }
+
+    pub(super) fn turn(&mut self) -> Option<&mut Turn> {
+        self.cpu.env.turn.as_mut()
+    }
+
+    pub(super) fn signals(&self) -> &Signals {
+        &self.signals
+    }
+
     fn takes_nmi(&self) -> bool {
         let handling = self.cpu.env.apic.as_ref().is_some_and(|own| own.in_nmi);
         !handling && !self.stopped && self.event.is_none() && !self.cpu.state.interrupt_shadow
@@ -214,6 +248,7 @@ impl SoftVcpu {
         while let Some(own) = &self.cpu.env.apic
             && let Some(event) = own.apic.take_event(self.takes_nmi())
         {
+            self.cpu.env.delivers(self.executed, || Delivered::Event(event));
             match event {
                 CpuEvent::Init => self.initialise(),
                 CpuEvent::StartUp(page) if self.stopped => {
@@ -246,6 +281,8 @@ impl SoftVcpu {
         self.signals.lower();
         if source.is_pending() {
             let exception = Exception::new(source.acknowledge());
+            let vector = exception.vector;
+            self.cpu.env.delivers(self.executed, || Delivered::Interrupt(vector));
             self.event = Some(Event {
                 exception,
                 source: Source::External,
@@ -264,7 +301,7 @@ impl SoftVcpu {
             return self.deliver(event);
         }
         // Interrupts are taken between blocks: one that the shadow holds off comes right after this instruction.
-        let step = self.execute(once || self.cpu.state.interrupt_shadow);
+        let step = self.execute(once || self.cpu.state.interrupt_shadow || self.executed >= self.soon);
         match step {
             Step::Pending(request) => return Progress::Wait(request),
             _ if once => self.cpu.env.replay.clear(),
@@ -295,6 +332,7 @@ impl SoftVcpu {
             source: Source::Exception,
         };
         self.event = Some(event);
+        self.cpu.env.delivers(self.executed, || exception.into());
         self.deliver(event)
     }
 

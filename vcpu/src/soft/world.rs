@@ -6,6 +6,7 @@ use super::code::{Changed, Seen};
 use super::fast::flags::Lazy;
 use super::host::Place;
 use super::tlb::Tlb;
+use super::turn::Turn;
 use super::vm::Shared;
 use super::walker::{Target, Walker};
 use crate::emulate::{Access, AccessKind, CpuState, Memory, Stop};
@@ -40,6 +41,10 @@ pub(super) struct World {
     pub tsc_offset: u64,
     /// Where and whether the guest wants the time: see `pvclock`.
     pub system_time: u64,
+    /// Instructions that the vCPU has executed before this one; of meaning only where the core asks for something.
+    pub now: u64,
+    /// If it takes turns with others.
+    pub turn: Option<Turn>,
 }
 
 /// The part of an access that lies in one page.
@@ -70,6 +75,8 @@ impl World {
             fpu_errors: None,
             tsc_offset: 0,
             system_time: 0,
+            now: 0,
+            turn: None,
         }
     }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how tests fail")]
 
 use std::sync::Arc;
+use umbra_devices::ManualClock;
 use umbra_memslots::ram::{GuestRam, HostMapping};
 use umbra_memslots::{Gpa, GuestMemory, SlotLimits, SlotTable};
 use umbra_vcpu::backend::VcpuBackend;
@@ -22,7 +23,16 @@ pub struct Machine {
 impl Machine {
     /// With `ram` bytes from address 0 on, and a GDT in them.
     pub fn new(ram: u64) -> Self {
-        let vm = SoftVm::new(SoftOptions { mmio_caching: true }).unwrap();
+        Self::of(SoftVm::new(SoftOptions { mmio_caching: true }).unwrap(), ram)
+    }
+
+    /// The same with CPUs that take turns and move `clock`.
+    pub fn in_turns(ram: u64, clock: Arc<ManualClock>) -> Self {
+        let vm = SoftVm::in_turns(SoftOptions { mmio_caching: true }, clock);
+        Self::of(vm.unwrap(), ram)
+    }
+
+    fn of(vm: SoftVm, ram: u64) -> Self {
         let mut slots = SlotTable::new(SlotLimits::X86_64);
         slots.add_observer(vm.slot_follower());
         let memory = GuestRam::from_table(slots);

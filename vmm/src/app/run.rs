@@ -12,6 +12,7 @@ use crate::live::LiveView;
 use crate::logging;
 use crate::machine::ending::Ending;
 use crate::machine::engine::Host;
+use crate::machine::turns::Turns;
 use crate::machine::{Machine, Purpose, Stopped};
 use crate::report::{RunReport, text};
 use crate::signals::Signals;
@@ -45,6 +46,7 @@ pub(super) fn run(args: RunArgs) -> Result<Outcome, Failure> {
         }
         drop(view);
         show_stats(&config.machine, &report)?;
+        finish_trace(&host)?;
         return Ok(conclude(ending));
     }
 }
@@ -110,7 +112,15 @@ pub(super) fn choose(config: &MachineConfig) -> Result<Host, Failure> {
     if let Some(notice) = host.notice() {
         say(format_args!("vmm: {notice}\n"));
     }
-    Ok(host)
+    Ok(match &config.deterministic {
+        Some(deterministic) => host.in_turns(Turns::open(deterministic)?),
+        None => host,
+    })
+}
+
+/// Writes out what is left of a deterministic run's trace.
+pub(super) fn finish_trace(host: &Host) -> Result<(), Failure> {
+    Ok(host.turns().map_or(Ok(()), Turns::finish)?)
 }
 
 /// The terminal, raw. That it can't be had is no reason not to run.

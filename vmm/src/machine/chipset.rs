@@ -1,5 +1,7 @@
-//! A PC's interrupt controllers and timers, for a machine that has none in KVM.
+//! A PC's interrupt controllers and timers, for a machine that has none in KVM. The time is kept by a thread, or by those
+//! who give out the turns of counted time.
 
+use super::turns::Life;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,12 +12,12 @@ use umbra_devices::models::ioapic::IoApic;
 use umbra_devices::models::lapic::{ApicBus, EoiListener};
 use umbra_devices::models::pic::{self, PicPair};
 use umbra_devices::models::pit::{Pit, regs};
-use umbra_devices::{Device, HostClock, IoOp, IoSize};
+use umbra_devices::{Clock, Device, HostClock, IoOp, IoSize};
 
 /// The I/O APIC's input for the timer, whose interrupt is number 0 everywhere else.
 const PIT_INPUT: u32 = 2;
 
-/// The controllers and timers, with the thread that keeps the time.
+/// The controllers and timers, with the thread that keeps the time, if there is one.
 pub struct Chipset {
     /// The 8259s, wired to the first CPU's LINT0.
     pub pic: Arc<PicPair>,
@@ -29,6 +31,11 @@ pub struct Chipset {
     pub apics: Arc<ApicBus>,
     /// Where devices' lines end.
     pub sink: Arc<dyn IrqSink>,
+    _keeper: Option<Keeper>,
+}
+
+/// The thread that keeps the time, until this goes.
+struct Keeper {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -53,7 +60,29 @@ impl Chipset {
     /// # Errors
     /// The host has no thread left.
     pub fn new(cpus: u32, tsc_hz: u64) -> io::Result<Self> {
-        let apics = ApicBus::new(cpus, Arc::new(HostClock::new()), tsc_hz);
+        let chipset = Self::wired(cpus, tsc_hz, Arc::new(HostClock::new()));
+        let keeper = Keeper::start(&chipset.pit, &chipset.apics)?;
+        // What was set before there was somebody to wake is seen by the first tick.
+        Ok(Self {
+            _keeper: Some(keeper),
+            ..chipset
+        })
+    }
+
+    /// The same for CPUs that take turns, by the time of theirs.
+    pub fn in_turns(cpus: u32, tsc_hz: u64, life: &Life) -> Self {
+        let chipset = Self::wired(cpus, tsc_hz, Arc::clone(&life.clock) as _);
+        let waker = || {
+            let bell = life.bell.clone();
+            Box::new(move || bell.alarm_is_set())
+        };
+        chipset.pit.set_waker(waker());
+        chipset.apics.set_waker(waker());
+        chipset
+    }
+
+    fn wired(cpus: u32, tsc_hz: u64, clock: Arc<dyn Clock>) -> Self {
+        let apics = ApicBus::new(cpus, Arc::clone(&clock), tsc_hz);
         let ioapic = Arc::new(IoApic::new(Arc::clone(&apics) as Arc<dyn MsiSink>));
         let listener: Arc<dyn EoiListener> = Arc::clone(&ioapic) as _;
         apics.set_listener(Arc::downgrade(&listener));
@@ -67,11 +96,25 @@ impl Chipset {
         });
         // Nobody else has a line to the timer's input, or that of x87 errors.
         let pins = IrqPins::new(Arc::clone(&sink));
-        let pit = Arc::new(Pit::new(Arc::new(HostClock::new()), pins.line(Gsi(regs::IRQ))));
+        let pit = Arc::new(Pit::new(clock, pins.line(Gsi(regs::IRQ))));
         let fpu_errors = Arc::new(FpuErrorLogic::new(pins.line(Gsi(fpu_error::regs::IRQ))));
+        Self {
+            pic,
+            pit,
+            fpu_errors,
+            ioapic,
+            apics,
+            sink,
+            _keeper: None,
+        }
+    }
+}
+
+impl Keeper {
+    fn start(pit: &Arc<Pit>, apics: &Arc<ApicBus>) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = thread::Builder::new().name("timers".to_owned()).spawn({
-            let (pit, apics, stop) = (Arc::clone(&pit), Arc::clone(&apics), Arc::clone(&stop));
+            let (pit, apics, stop) = (Arc::clone(pit), Arc::clone(apics), Arc::clone(&stop));
             move || {
                 while !stop.load(Ordering::Acquire) {
                     match pit.tick().into_iter().chain(apics.tick()).min() {
@@ -87,14 +130,7 @@ impl Chipset {
             move || waker.unpark()
         }));
         apics.set_waker(Box::new(move || waker.unpark()));
-        // What was set before there was somebody to wake is seen by the first tick.
         Ok(Self {
-            pic,
-            pit,
-            fpu_errors,
-            ioapic,
-            apics,
-            sink,
             stop,
             thread: Some(thread),
         })
@@ -110,7 +146,7 @@ fn masked_pic() -> PicPair {
     pic
 }
 
-impl Drop for Chipset {
+impl Drop for Keeper {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {

@@ -2,18 +2,21 @@
 
 use super::MachineError;
 use super::chipset::Chipset;
+use super::turns::{Life, Turns};
 use crate::app::explain;
 use crate::config::{BackendChoice, IrqchipChoice, MachineConfig};
 use std::sync::Arc;
 use umbra_devices::irq::IrqSink;
 use umbra_devices::models::ioapic::{self, IoApic};
+use umbra_devices::{Clock, HostClock};
 use umbra_memslots::{SlotLimits, SlotObserver, SlotReader};
 use umbra_mmu::direct::DirectMmu;
 use umbra_vcpu::backend::VcpuBackend;
 use umbra_vcpu::fallback::{Fallback, FallbackCounts};
 use umbra_vcpu::kvm::{Irqchip, KvmHost, KvmKind, KvmVm, OpenError, VmOptions};
 use umbra_vcpu::shadow::{ShadowCounts, ShadowOptions, ShadowVm};
-use umbra_vcpu::soft::{SoftOptions, SoftVm};
+use umbra_vcpu::soft::{SoftOptions, SoftVcpu, SoftVm};
+use umbra_vcpu::turns::SharedTrace;
 
 /// What this host has to execute guests.
 pub enum Host {
@@ -25,6 +28,8 @@ pub enum Host {
     Soft {
         /// What is the matter with KVM.
         because: Option<String>,
+        /// If its CPUs take turns by counted time.
+        turns: Option<Arc<Turns>>,
     },
 }
 
@@ -37,7 +42,10 @@ impl Host {
         match config.backend {
             BackendChoice::Kvm => Ok(Self::Kvm(KvmHost::open_at(&config.kvm_device)?)),
             BackendChoice::Shadow => Ok(Self::Shadow(KvmHost::open_at(&config.kvm_device)?)),
-            BackendChoice::Soft => Ok(Self::Soft { because: None }),
+            BackendChoice::Soft => Ok(Self::soft(None)),
+            BackendChoice::Auto if config.deterministic.is_some() => {
+                Ok(Self::soft(Some("nothing else can be --deterministic".to_owned())))
+            }
             BackendChoice::Auto => Ok(Self::best(config)),
         }
     }
@@ -54,13 +62,37 @@ impl Host {
             },
             Err(error) => explain(&error),
         };
-        Self::Soft { because: Some(because) }
+        Self::soft(Some(because))
+    }
+
+    fn soft(because: Option<String>) -> Self {
+        Self::Soft { because, turns: None }
+    }
+
+    /// The same, with the software CPUs taking turns.
+    #[must_use]
+    pub fn in_turns(self, turns: Turns) -> Self {
+        match self {
+            Self::Soft { because, .. } => Self::Soft {
+                because,
+                turns: Some(Arc::new(turns)),
+            },
+            other => other,
+        }
+    }
+
+    /// What a deterministic machine's lives share.
+    pub fn turns(&self) -> Option<&Turns> {
+        match self {
+            Self::Soft { turns, .. } => turns.as_deref(),
+            _ => None,
+        }
     }
 
     /// A line for the user who left the choice to us and doesn't get KVM.
     pub fn notice(&self) -> Option<String> {
         match self {
-            Self::Soft { because: Some(why) } => Some(format!("the guest runs on the software CPU: {why}")),
+            Self::Soft { because: Some(why), .. } => Some(format!("the guest runs on the software CPU: {why}")),
             _ => None,
         }
     }
@@ -101,12 +133,22 @@ pub(super) enum Engine {
         vm: SoftVm,
         chipset: Chipset,
         cpus: u32,
+        /// If they take turns.
+        life: Option<Life>,
     },
+}
+
+/// A vCPU of either way to run it.
+pub(super) enum MadeVcpu {
+    /// On a thread of its own.
+    Free(Box<dyn VcpuBackend>),
+    /// In turns with others.
+    InTurns(Box<SoftVcpu>),
 }
 
 /// A vCPU, and what it counts besides exits.
 pub(super) struct Made {
-    pub vcpu: Box<dyn VcpuBackend>,
+    pub vcpu: MadeVcpu,
     pub fallback: Option<FallbackCounts>,
     pub shadow: Option<ShadowCounts>,
 }
@@ -140,16 +182,31 @@ impl Engine {
                     mmio_caching: config.mmio_cache,
                 },
             )?)),
-            Host::Soft { .. } => Ok(Self::Soft {
-                vm: SoftVm::new(SoftOptions {
+            Host::Soft { turns, .. } => {
+                let options = SoftOptions {
                     mmio_caching: config.mmio_cache,
-                })?,
-                chipset: Chipset::new(config.cpus, SoftVm::TSC_HZ).map_err(|source| MachineError::Host {
-                    what: "no thread for the timers",
-                    source,
-                })?,
-                cpus: config.cpus,
-            }),
+                };
+                let life = turns.as_ref().map(Turns::life);
+                let (vm, chipset) = match &life {
+                    Some(life) => (
+                        SoftVm::in_turns(options, Arc::clone(&life.clock))?,
+                        Chipset::in_turns(config.cpus, SoftVm::TSC_HZ, life),
+                    ),
+                    None => (
+                        SoftVm::new(options)?,
+                        Chipset::new(config.cpus, SoftVm::TSC_HZ).map_err(|source| MachineError::Host {
+                            what: "no thread for the timers",
+                            source,
+                        })?,
+                    ),
+                };
+                Ok(Self::Soft {
+                    vm,
+                    chipset,
+                    cpus: config.cpus,
+                    life,
+                })
+            }
         }
     }
 
@@ -162,6 +219,27 @@ impl Engine {
             }
             Self::Shadow(vm) => Arc::new(vm.page_tables()),
             Self::Soft { vm, .. } => Arc::new(vm.page_tables()),
+        }
+    }
+
+    /// What a machine has whose vCPUs take turns.
+    pub fn life(&self) -> Option<&Life> {
+        match self {
+            Self::Soft { life, .. } => life.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// What is told about a deterministic run.
+    pub fn trace(&self) -> Option<SharedTrace> {
+        self.life().map(|life| life.trace().clone())
+    }
+
+    /// The time of day.
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        match self.life() {
+            Some(life) => Arc::clone(&life.clock) as _,
+            None => Arc::new(HostClock::new()),
         }
     }
 
@@ -231,9 +309,18 @@ impl Engine {
         slots: impl Fn() -> SlotReader,
         prepare: impl FnOnce(&mut dyn VcpuBackend) -> Result<(), MachineError>,
     ) -> Result<Made, MachineError> {
-        let made = |vcpu: Box<dyn VcpuBackend>, fallback, shadow| Made { vcpu, fallback, shadow };
+        let made = |vcpu: Box<dyn VcpuBackend>, fallback, shadow| Made {
+            vcpu: MadeVcpu::Free(vcpu),
+            fallback,
+            shadow,
+        };
         match self {
-            Self::Soft { vm, chipset, cpus } => {
+            Self::Soft {
+                vm,
+                chipset,
+                cpus,
+                life,
+            } => {
                 let mut vcpu = vm.create_vcpu(slots());
                 if let Some(apic) = chipset.apics.apic(id) {
                     vcpu.set_local_apic(apic, *cpus);
@@ -242,7 +329,15 @@ impl Engine {
                     vcpu.set_fpu_errors(Arc::clone(&chipset.fpu_errors));
                 }
                 prepare(&mut vcpu)?;
-                Ok(made(Box::new(vcpu), None, None))
+                let vcpu = Box::new(vcpu);
+                Ok(Made {
+                    vcpu: match life {
+                        Some(_) => MadeVcpu::InTurns(vcpu),
+                        None => MadeVcpu::Free(vcpu),
+                    },
+                    fallback: None,
+                    shadow: None,
+                })
             }
             Self::Shadow(vm) => {
                 let mut vcpu = vm.create_vcpu(slots)?;
