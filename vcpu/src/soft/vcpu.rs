@@ -110,6 +110,11 @@ impl SoftVcpu {
         &self.cpu.state
     }
 
+    /// The state, to be changed where address translation does not depend on it.
+    pub(super) fn state_mut(&mut self) -> &mut CpuState {
+        &mut self.cpu.state
+    }
+
     /// Executes until something needs the VMM, as in [`SoftVcpu::go`].
     fn go_inside(&mut self, waiting: bool, finish_only: bool) -> VmExit {
         self.cpu.env.enter();
@@ -347,7 +352,8 @@ impl SoftVcpu {
         {
             return self.execute_fast(mode);
         }
-        self.execute_block(once)
+        // After the return from a fault only the first instruction has the resume flag.
+        self.execute_block(once || self.cpu.state.flag(flags::RF))
     }
 
     /// Executes up to [`CHAIN`] blocks by fast ops, as long as nothing else wants attention.
