@@ -6,7 +6,7 @@ use super::fast::{Go, Op, settle_flags};
 use super::vcpu::SoftVcpu;
 use super::world::World;
 use crate::emulate::state::CodeSize;
-use crate::emulate::{Cpu, CpuState, Step};
+use crate::emulate::{Cpu, CpuState, Step, flags};
 use umbra_memslots::PAGE_SIZE;
 
 /// Instructions that are executed by fast ops before there is a look at what others want.
@@ -21,7 +21,8 @@ impl SoftVcpu {
         {
             return self.execute_fast(mode);
         }
-        self.execute_block(once)
+        // After the return from a fault only the first instruction has the resume flag.
+        self.execute_block(once || self.cpu.state.flag(flags::RF))
     }
 
     /// Executes blocks by fast ops, for [`SLICE`] instructions or as long as nothing wants attention.

@@ -114,6 +114,11 @@ impl SoftVcpu {
         &self.cpu.state
     }
 
+    /// The state, to be changed where address translation does not depend on it.
+    pub(super) fn state_mut(&mut self) -> &mut CpuState {
+        &mut self.cpu.state
+    }
+
     /// Executes until something needs the VMM, as in [`SoftVcpu::go`].
     fn go_inside(&mut self, waiting: bool, finish_only: bool) -> VmExit {
         self.cpu.env.enter();
