@@ -34,21 +34,37 @@ pub struct Event {
     pub source: Source,
 }
 
+impl Event {
+    /// Whether this is an exception whose handler returns to the instruction that raised it (SDM vol. 3A table 6-1).
+    /// Debug exceptions may be of either kind; whoever raises one says so in RFLAGS.RF.
+    fn is_fault(self) -> bool {
+        let vector = self.exception.vector;
+        self.source == Source::Exception
+            && vector < 32
+            && !matches!(
+                vector,
+                exception::DB | exception::NMI | exception::BP | exception::OF | exception::DF
+            )
+    }
+}
+
 impl<E: Memory + Platform> Cpu<E> {
     /// Delivers an exception or interrupt; RIP is the one to return to. Exceptions that arise on the way become double
     /// faults as the architecture says (SDM vol. 3A table 6-5).
     ///
     /// # Errors
-    /// [`Stop::TripleFault`]; [`Stop::Pending`] or [`Stop::Unsupported`], with nothing changed.
+    /// [`Stop::TripleFault`]; [`Stop::Pending`] or [`Stop::Unsupported`], with nothing changed but CR2.
     pub fn deliver(&mut self, event: Event) -> Result<(), Stop> {
         let mut event = event;
         loop {
             let back = self.state.rip;
+            self.note_address(event.exception);
             let stop = match self.whole(|cpu| cpu.enter_handler(event, back)) {
                 Ok(_) => return Ok(()),
                 Err(stop) => stop,
             };
             let Stop::Fault(second) = stop else { return Err(stop) };
+            self.note_address(second);
             let first = event.exception.vector;
             let genuine = event.source == Source::Exception;
             if genuine && first == exception::DF {
@@ -63,6 +79,13 @@ impl<E: Memory + Platform> Cpu<E> {
                 exception,
                 source: Source::Exception,
             };
+        }
+    }
+
+    /// CR2 has the address of the last page fault, even if something else is delivered in its place.
+    const fn note_address(&mut self, exception: Exception) {
+        if let Some(address) = exception.cr2 {
+            self.state.sys.cr2 = address.get();
         }
     }
 
@@ -90,9 +113,6 @@ impl<E: Memory + Platform> Cpu<E> {
     }
 
     fn enter_handler(&mut self, event: Event, back: u64) -> Result<Flow, Stop> {
-        if let Some(address) = event.exception.cr2 {
-            self.state.sys.cr2 = address.get();
-        }
         let flow = if self.state.protected() {
             self.enter_protected(event, back)
         } else {
@@ -183,10 +203,12 @@ impl<E: Memory + Platform> Cpu<E> {
         if from_virtual && level != 0 {
             return Err(gp(selector));
         }
+        // The instruction that a fault returns to is not to meet its breakpoint again (SDM vol. 3B section 17.3.1.1).
+        let resume = if event.is_fault() { RF } else { 0 };
         let old = Interrupted {
             ss: self.state.sys.ss,
             rsp: self.state.gpr[RSP],
-            frame: [self.state.rflags, u64::from(self.state.sys.cs.selector), back],
+            frame: [self.state.rflags | resume, u64::from(self.state.sys.cs.selector), back],
         };
         let entry = Entry {
             gate,
