@@ -31,7 +31,7 @@ pub fn same_end(case: &Case, silicon: How, core: How) -> bool {
             parts && (left == right || any_code || insn.mnemonic() == M::Arpl && left ^ right == WRITE)
         }
         // `bound` may compare with the lower bound before it reads the upper one.
-        (How::Fault { vector: 5, .. }, How::Fault { vector: 14, .. }) => insn.mnemonic() == M::Bound,
+        (How::Fault { vector: 5, .. }, How::Fault { vector: 12..=14, .. }) => insn.mnemonic() == M::Bound,
         // An operand that is not aligned and also beyond the limit of the stack segment: which is looked at first?
         (
             How::Fault {
