@@ -97,6 +97,38 @@ fn page_fault_in_long_mode_uses_the_interrupt_stack_table_and_aligns() {
 }
 
 #[test]
+fn a_fault_pushes_rf_and_a_software_interrupt_does_not() {
+    for (code, vector, resume) in [([0x0f, 0x0b], 6, flags::RF), ([0xcd, 0x40], 0x40, 0)] {
+        let mut cpu = machine(true, 0, &code);
+        gate(&mut cpu, vector, 14, 0, 0);
+        if let Step::Fault(exception) = cpu.step() {
+            let source = Source::Exception;
+            assert_eq!(cpu.deliver(Event { exception, source }), Ok(()));
+        }
+        let pushed = cpu.env.number(cpu.state.gpr[RSP] + 16, 8);
+        assert_eq!(pushed & flags::RF, resume, "vector {vector}");
+        assert!(!cpu.state.flag(flags::RF));
+    }
+}
+
+#[test]
+fn a_page_fault_of_a_frame_names_its_first_word_and_cr2_outlives_it() {
+    let mut cpu = machine(true, 0, &[]);
+    gate(&mut cpu, 14, 14, 0, 1);
+    gate(&mut cpu, 8, 14, 0, 0);
+    // A stack behind the end of memory: five words and an error code don't fit, and the highest is pushed first.
+    cpu.env.put(TSS + 0x24, &0x2_0000_u64.to_le_bytes());
+    let event = Event {
+        exception: Exception::page_fault(0, Gva::new(0x1234)),
+        source: Source::Exception,
+    };
+    assert_eq!(cpu.deliver(event), Ok(()));
+    assert_eq!(cpu.state.rip, HANDLER);
+    assert_eq!(cpu.env.number(cpu.state.gpr[RSP], 8), 0, "error code of #DF");
+    assert_eq!(cpu.state.sys.cr2, 0x1_fff8);
+}
+
+#[test]
 fn virtual_8086_interrupt_saves_all_segments_and_iretd_restores_them() {
     let mut cpu = machine(false, 0, &[]);
     cpu.state.rflags |= flags::VM | flags::IOPL;

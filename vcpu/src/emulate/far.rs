@@ -83,7 +83,10 @@ impl<E: Memory + Platform> Cpu<E> {
             if descriptor.is_code() {
                 cpu.check_code(descriptor, selector, (selector & 3) as u8, cpl)?;
                 let access = cpu.access(AccessKind::Write);
-                cpu.probe_frame(2, width, access)?;
+                // The frame is pushed by the rules of the new code, which from compatibility mode may be of 64 bits.
+                if descriptor.long() == cpu.state.sys.cs.long {
+                    cpu.probe_frame(2, width, access)?;
+                }
                 let flow = cpu.enter_code(descriptor, selector, cpl, offset)?;
                 cpu.push_frame(&[old_cs, back], width, access)?;
                 return Ok(flow);
@@ -158,8 +161,11 @@ impl<E: Memory + Platform> Cpu<E> {
             let rpl = (selector & 3) as u8;
             let descriptor = cpu.return_descriptor(selector)?;
             if rpl == cpl {
-                cpu.release(2 * step + extra);
-                return cpu.enter_code(descriptor, selector, cpl, offset);
+                cpu.release(2 * step);
+                let flow = cpu.enter_code(descriptor, selector, cpl, offset)?;
+                // By the rules of the new code, which from compatibility mode may be of 64 bits.
+                cpu.release(extra);
+                return Ok(flow);
             }
             let pointer = cpu.peek(2 * step + extra, width)?;
             let stack_selector = cpu.peek(3 * step + extra, width)? as u16;
@@ -420,7 +426,7 @@ impl<E: Memory + Platform> Cpu<E> {
             .stack_width()
             .cut(self.stack_pointer().wrapping_sub(length as u64));
         let at = self.linear(Register::SS, bottom, length, AccessKind::Write)?;
-        self.write_frame(at, &bytes, access)?;
+        self.write_pushed(at, &bytes, step, access)?;
         self.set_stack_pointer(bottom);
         Ok(())
     }

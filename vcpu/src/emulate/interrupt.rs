@@ -40,7 +40,7 @@ impl<E: Memory + Platform> Cpu<E> {
     /// faults as the architecture says (SDM vol. 3A table 6-5). Afterwards another exception may be [`Cpu::due`].
     ///
     /// # Errors
-    /// [`Stop::TripleFault`]; [`Stop::Pending`] or [`Stop::Unsupported`], with nothing changed.
+    /// [`Stop::TripleFault`]; [`Stop::Pending`] or [`Stop::Unsupported`], with nothing changed but CR2.
     pub fn deliver(&mut self, event: Event) -> Result<(), Stop> {
         let mut event = event;
         loop {
