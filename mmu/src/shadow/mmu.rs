@@ -121,6 +121,28 @@ impl<S: TableSpace> ShadowMmu<S> {
         outcome
     }
 
+    /// A fault with the RSVD bit, if it is MMIO that is known already: [`FaultOutcome::Emulate`] or [`FaultOutcome::Retry`].
+    /// Otherwise nothing has happened, and [`ShadowMmu::page_fault`] is to be asked.
+    ///
+    /// This takes no lock and asks for no flush. So a software CPU need not stop using its TLB meanwhile, as it must where it
+    /// may have to wait for somebody who waits for that.
+    #[inline]
+    pub fn known_mmio<O: MmuObserver>(
+        &self,
+        vcpu: &mut ShadowVcpu<O>,
+        memory: &impl GuestMemory,
+        frames: &mut impl FrameSource,
+        fault: ShadowFault,
+    ) -> Option<FaultOutcome> {
+        if !fault.reserved {
+            return None;
+        }
+        let outcome = self.handle_mmio_page_fault(vcpu, memory, frames, fault)?;
+        let known = matches!(outcome, FaultOutcome::Emulate(_) | FaultOutcome::Retry);
+        vcpu.own.stats.faults += u64::from(known);
+        known.then_some(outcome)
+    }
+
     #[inline]
     fn handle<O: MmuObserver>(
         &self,

@@ -220,6 +220,14 @@ impl Walker {
     }
 
     fn fault(&mut self, tlb: &mut Tlb, fault: ShadowFault) -> FaultOutcome {
+        let mut frames = Frames(&mut self.slots);
+        let known = self
+            .shared
+            .mmu
+            .known_mmio(&mut self.vcpu, &**tlb.slots(), &mut frames, fault);
+        if let Some(outcome) = known {
+            return outcome;
+        }
         self.ask(tlb, |own, slots, flush| {
             let mut frames = Frames(&mut own.slots);
             own.shared

@@ -39,6 +39,11 @@ use generate::Generator;
 use mode::Mode;
 use report::Report;
 use rng::Rng;
+use std::sync::{Mutex, PoisonError};
+
+/// One at a time: a pagetable-VM KVM that runs a guest on one thread of a process leaves the processor without the local
+/// descriptor table that the other threads' 16- and 32-bit segments are in.
+static TURN: Mutex<()> = Mutex::new(());
 
 const DEFAULT_CASES: u64 = 500_000;
 const DEFAULT_SEED: u64 = 0x756d_6272_615f_6361;
@@ -95,6 +100,7 @@ fn run(mode: Mode, silicon: &mut dyn Silicon) -> Report {
 
 #[test]
 fn silicon_and_core_agree_on_random_instructions() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut machine = match machine::Machine::new() {
         Ok(machine) => machine,
         Err(why) => {
@@ -111,6 +117,7 @@ fn silicon_and_core_agree_on_random_instructions() {
 #[test]
 #[cfg(target_env = "gnu")]
 fn silicon_and_core_agree_in_compatibility_mode() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut reports = Vec::new();
     for mode in [Mode::Compat32, Mode::Compat16] {
         let mut process = match process::Process::new(mode) {
