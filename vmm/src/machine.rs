@@ -1,7 +1,7 @@
 //! A machine: everything wired together, started, watched and taken apart again. The only module that names concrete
 //! types of all crates.
 //!
-//! Read in this order: [`engine`], [`ram`], [`board`], [`chipset`] and [`effects`] (the parts), [`ending`] (how it can end), [`watch`] and
+//! Read in this order: [`choice`], [`engine`], [`ram`], [`board`], [`chipset`] and [`effects`] (the parts), [`ending`] (how it can end), [`watch`] and
 //! [`console_input`] (what the main thread does meanwhile), then here.
 //!
 //! A reset is a real one: the machine is dropped and another one built in its place, so that nothing of the old state can
@@ -9,6 +9,7 @@
 
 pub mod board;
 pub mod chipset;
+pub mod choice;
 pub mod console_input;
 pub mod effects;
 pub mod ending;
@@ -27,6 +28,7 @@ use crate::report::RunReport;
 use crate::signals::Signals;
 use crate::terminal::output::{ConsoleGate, ConsoleOutput};
 use crate::terminal::raw::RawTerminal;
+use crate::terminal::say;
 use board::{Board, BoardError};
 use effects::Layout;
 use ending::{Ending, EndingBox};
@@ -152,6 +154,8 @@ pub struct Purpose<'a> {
     pub timed: bool,
     /// Where the guest's console goes.
     pub console: Console,
+    /// A line for the user, shown as the guest starts.
+    pub notice: Option<String>,
 }
 
 impl Machine {
@@ -200,8 +204,8 @@ impl Machine {
                 Board::new(&layout, ConsoleOutput::new(*fd, gate.clone(), closed), sink)?
             }
         };
-        if let Some(chipset) = engine.chipset() {
-            board.add_legacy(chipset)?;
+        if let Some(legacy) = engine.legacy() {
+            board.add_legacy(legacy)?;
         }
         if let Some(ioapic) = engine.ioapic() {
             board.add_ioapic(ioapic)?;
@@ -214,6 +218,7 @@ impl Machine {
         for id in 0..config.cpus {
             let made = engine.vcpu(
                 id,
+                purpose.timed,
                 || ram.reader(),
                 |vcpu| {
                     if id == 0 {
@@ -233,6 +238,9 @@ impl Machine {
             if let Some(counts) = made.shadow {
                 handler = handler.with_shadow(counts);
             }
+            if let Some(counts) = made.software_cpu {
+                handler = handler.with_software_cpu(counts);
+            }
             vcpus.push((made.vcpu, handler));
         }
         let vcpu_ended = EventHandle::new().map_err(descriptor)?;
@@ -243,6 +251,9 @@ impl Machine {
             vcpu_ended.clone(),
         )
         .with_ioapic(engine.ioapic().cloned());
+        if let Some(notice) = &purpose.notice {
+            say(format_args!("vmm: {notice}\n"));
+        }
         let started = Instant::now();
         let vcpus = VcpuThreads::start(vcpus, Arc::new(layout)).map_err(|source| MachineError::Host {
             what: "cannot start a vCPU's thread",

@@ -5,6 +5,8 @@ pub mod text;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use umbra_vcpu::fallback::Stretches;
+use umbra_vcpu::soft::SoftRun;
 use umbra_vcpu::stats::{BusStats, ExitKind, ExitStat, HotPage, MmioStats, VcpuStats};
 
 /// What a run did.
@@ -44,6 +46,8 @@ struct Json<'a> {
     faults: &'a BTreeMap<&'static str, u64>,
     hot_pages: &'a [HotPage],
     in_software: &'a BTreeMap<String, u64>,
+    stretches: &'a Stretches,
+    software_cpu: &'a SoftRun,
 }
 
 impl RunReport {
@@ -69,6 +73,8 @@ impl RunReport {
             faults,
             hot_pages,
             in_software,
+            stretches,
+            software_cpu,
         } = &self.stats;
         let json = Json {
             backend: self.backend,
@@ -86,6 +92,8 @@ impl RunReport {
             faults,
             hot_pages,
             in_software,
+            stretches,
+            software_cpu,
         };
         // Strings, numbers and maps with words as keys: serialising them cannot fail.
         serde_json::to_string(&json).unwrap_or_default()

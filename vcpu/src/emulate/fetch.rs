@@ -83,7 +83,7 @@ impl<E: Memory + Platform> Cpu<E> {
 }
 
 /// Decodes the first instruction in `bytes`.
-pub(super) fn decode(size: CodeSize, offset: u64, bytes: &[u8]) -> (Instruction, DecoderError) {
+pub(crate) fn decode(size: CodeSize, offset: u64, bytes: &[u8]) -> (Instruction, DecoderError) {
     let bitness = match size {
         CodeSize::Bits16 => 16,
         CodeSize::Bits32 => 32,

@@ -372,6 +372,15 @@ impl CpuState {
         }
     }
 
+    /// Bytes from RIP to the end of the code segment; 64-bit mode has no end.
+    #[inline]
+    pub const fn code_room(&self) -> u64 {
+        if self.long_code() {
+            return u64::MAX;
+        }
+        (self.sys.cs.limit as u64).saturating_sub(self.rip).saturating_add(1)
+    }
+
     /// Current privilege level.
     #[inline]
     pub const fn cpl(&self) -> u8 {

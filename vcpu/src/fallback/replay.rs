@@ -24,6 +24,17 @@ impl Replay {
         self.next = 0;
     }
 
+    /// Whether the present instruction was answered nothing.
+    pub fn is_empty(&self) -> bool {
+        self.answers.is_empty()
+    }
+
+    /// Whether there is an answer that the present instruction has not come to yet.
+    #[inline]
+    pub fn has_next(&self) -> bool {
+        self.next < self.answers.len()
+    }
+
     /// Takes the answer to the request at which the instruction stopped. `None` says that it faults.
     pub fn answer(&mut self, request: Request, value: Option<u64>) {
         self.answers.push((request, value));

@@ -6,7 +6,7 @@
 //! instruction is begun anew when the answer is known.
 //!
 //! Read in this order: [`vm`] (what vCPUs share), `gate` (how they wait for each other's TLBs), `cpuid`, `host` (guest RAM
-//! by host address), `tlb`, `walker` (what happens on a miss), `code` and `blocks` (the cache of decoded code), `fast`
+//! by host address), `tlb`, `walker` (what happens on a miss), `recognition` and `counts` (what is told of it), `code` and `blocks` (the cache of decoded code), `fast`
 //! (the commonest instructions, made ready to run), `world` and `platform` (what the core sees of it all), `pvclock`,
 //! `signals` (what other threads tell it), [`vcpu`].
 //!
@@ -18,6 +18,7 @@
 mod apic;
 mod blocks;
 mod code;
+mod counts;
 mod cpuid;
 #[expect(
     clippy::cast_possible_wrap,
@@ -31,6 +32,7 @@ mod gate;
 mod host;
 mod platform;
 mod pvclock;
+mod recognition;
 mod signals;
 mod startup;
 mod sync;
@@ -44,5 +46,7 @@ pub mod vm;
 mod walker;
 mod world;
 
+pub use counts::{SoftCounts, SoftRun};
+pub use recognition::RecognitionTimes;
 pub use vcpu::SoftVcpu;
 pub use vm::{SoftError, SoftOptions, SoftVm};

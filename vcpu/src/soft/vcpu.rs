@@ -3,6 +3,7 @@
 use super::apic::OwnApic;
 use super::blocks::{Block, Blocks, Key, MAX_BYTES};
 use super::code::Changed;
+use super::counts::SoftCounts;
 use super::fast::mode::Mode;
 use super::fast::{Go, settle_flags};
 use super::signals::Signals;
@@ -13,6 +14,7 @@ use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
 use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop, exception, flags};
 use crate::exit::{VmEntry, VmExit};
 use crate::regs::{Regs, SystemRegs};
+use crate::shadow_counts::ShadowCounts;
 use std::sync::Arc;
 use umbra_devices::IntrSource;
 use umbra_devices::models::lapic::{CpuEvent, LocalApic};
@@ -46,6 +48,7 @@ pub struct SoftVcpu {
     executed: u64,
     /// When to come back, in `executed`.
     until: u64,
+    shadow: ShadowCounts,
 }
 
 /// Blocks that are executed by fast ops before slots are looked at again.
@@ -78,6 +81,7 @@ impl SoftVcpu {
             event: None,
             executed: 0,
             until: u64::MAX,
+            shadow: ShadowCounts::default(),
         }
     }
 
@@ -114,6 +118,7 @@ impl SoftVcpu {
         self.cpu.env.enter();
         let exit = self.go(waiting, finish_only);
         self.cpu.env.leave();
+        self.publish();
         exit
     }
 
@@ -159,6 +164,34 @@ impl SoftVcpu {
                 }
             }
         }
+    }
+
+    /// Tells what was counted.
+    fn publish(&self) {
+        self.cpu.env.counts.publish(self.executed);
+        let walker = &self.cpu.env.walker;
+        self.shadow.update(|run| {
+            run.mmu = *walker.stats();
+            run.searches = walker.devices.searches;
+            run.times = walker.devices.times;
+        });
+        let mmio = matches!(self.asked, Some((Request::Mmio { .. }, _)));
+        self.shadow.set_recognised(mmio && walker.devices.is_mmio);
+    }
+
+    /// What it executes, and what of it the instruction core; stays current.
+    pub fn counts(&self) -> SoftCounts {
+        self.cpu.env.counts.clone()
+    }
+
+    /// What the shadow MMU does for it, and which exits it has recognised as MMIO; stays current.
+    pub fn shadow_counts(&self) -> ShadowCounts {
+        self.shadow.clone()
+    }
+
+    /// Takes the time of each access to a device: two readings of the clock.
+    pub fn time_devices(&mut self) {
+        self.cpu.env.walker.devices.take_time();
     }
 
     /// Forgets what others made void.
@@ -278,6 +311,7 @@ impl SoftVcpu {
             Step::Fault(fault) => self.raise(fault),
             Step::Unsupported(mnemonic) => {
                 tracing::debug!(?mnemonic, rip = self.cpu.state.rip, "not implemented: #UD");
+                self.cpu.env.counts.undefined(mnemonic);
                 self.raise(Exception::UD)
             }
             Step::Halt if self.interrupts.is_some() => {
@@ -422,6 +456,7 @@ impl SoftVcpu {
         // The first is counted already.
         *executed -= 1;
         for instruction in block.instructions.iter().take(count) {
+            cpu.env.counts.core(instruction.instruction().mnemonic());
             step = cpu.execute_decoded(instruction);
             *executed += 1;
             if step != (Step::Done { trap: false }) || cpu.env.moved {
@@ -460,7 +495,10 @@ fn run(block: &Block, cpu: &mut Cpu<World>, mode: Mode, executed: &mut u64) -> E
                 settle_flags(cpu);
                 cpu.state.rip = next;
                 let step = match block.instructions.get(index) {
-                    Some(instruction) => cpu.execute_decoded(instruction),
+                    Some(instruction) => {
+                        cpu.env.counts.core(instruction.instruction().mnemonic());
+                        cpu.execute_decoded(instruction)
+                    }
                     None => cpu.step(),
                 };
                 next = op.next();

@@ -3,6 +3,7 @@
 
 use super::apic::OwnApic;
 use super::code::{Changed, Seen};
+use super::counts::SoftCounts;
 use super::fast::flags::Lazy;
 use super::host::Place;
 use super::tlb::Tlb;
@@ -24,6 +25,8 @@ pub(super) struct World {
     /// The rights of fast ops.
     pub rights: u8,
     pub replay: Replay,
+    /// What it executes.
+    pub counts: SoftCounts,
     pub shared: Arc<Shared>,
     /// Address translation has changed: a block that is being executed may lie elsewhere now.
     pub moved: bool,
@@ -55,6 +58,7 @@ impl World {
             lazy: Lazy::default(),
             rights: 0,
             replay: Replay::default(),
+            counts: SoftCounts::default(),
             shared,
             moved: false,
             slots,
@@ -120,6 +124,12 @@ impl World {
     }
 
     fn translate(&mut self, at: Gva, access: Access) -> Result<Target, Stop> {
+        // The device that has answered is not looked for again.
+        if self.replay.has_next()
+            && let Some(gpa) = self.walker.devices.again(at, access)
+        {
+            return Ok(Target::Device(gpa));
+        }
         let target = self.walker.translate(&mut self.tlb, at, access)?;
         if let Target::Ram(gpa) = target
             && !(access.kind == AccessKind::Write && self.shared.code.contains(gpa.gfn()))

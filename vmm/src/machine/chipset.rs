@@ -1,4 +1,4 @@
-//! A PC's interrupt controllers and timers, for a machine that has none in KVM.
+//! A PC's interrupt controllers and timers, for a machine that has none in KVM, or only local APICs.
 
 use std::io;
 use std::sync::Arc;
@@ -14,20 +14,26 @@ use umbra_devices::{Device, HostClock, IoOp, IoSize};
 /// The I/O APIC's input for the timer, whose interrupt is number 0 everywhere else.
 const PIT_INPUT: u32 = 2;
 
-/// The controllers and timers, with the thread that keeps the time.
-pub struct Chipset {
-    /// The 8259s, wired to the first CPU's LINT0.
+/// The 8259s and the timer, with the thread that keeps the time: what a machine needs whose KVM has only local APICs.
+pub struct Legacy {
+    /// The 8259s, to be wired to the first CPU's LINT0.
     pub pic: Arc<PicPair>,
     /// The timer.
     pub pit: Arc<Pit>,
+    /// Where devices' lines end: here and at the I/O APIC.
+    pub sink: Arc<dyn IrqSink>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// All controllers and timers of a machine that has none in KVM.
+pub struct Chipset {
+    /// The old ones.
+    pub legacy: Legacy,
     /// The I/O APIC.
     pub ioapic: Arc<IoApic>,
     /// The CPUs' local APICs.
     pub apics: Arc<ApicBus>,
-    /// Where devices' lines end.
-    pub sink: Arc<dyn IrqSink>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
 }
 
 /// Each line goes to both: an operating system uses the one or the other, and masks the one that it doesn't use.
@@ -54,23 +60,35 @@ impl Chipset {
         let ioapic = Arc::new(IoApic::new(Arc::clone(&apics) as Arc<dyn MsiSink>));
         let listener: Arc<dyn EoiListener> = Arc::clone(&ioapic) as _;
         apics.set_listener(Arc::downgrade(&listener));
-        let pic = Arc::new(masked_pic());
+        let legacy = Legacy::new(&ioapic, Some(&apics))?;
         if let Some(first) = apics.apic(0) {
-            first.set_external(Arc::clone(&pic) as _);
+            first.set_external(Arc::clone(&legacy.pic) as _);
         }
+        Ok(Self { legacy, ioapic, apics })
+    }
+}
+
+impl Legacy {
+    /// Wires them beside an I/O APIC of ours and starts the thread, which keeps the time of `apics` as well.
+    ///
+    /// # Errors
+    /// The host has no thread left.
+    pub fn new(ioapic: &Arc<IoApic>, apics: Option<&Arc<ApicBus>>) -> io::Result<Self> {
+        let pic = Arc::new(masked_pic());
         let sink: Arc<dyn IrqSink> = Arc::new(Both {
             pic: Arc::clone(&pic),
-            ioapic: Arc::clone(&ioapic),
+            ioapic: Arc::clone(ioapic),
         });
         // Nobody else has a line to the timer's input.
         let pins = IrqPins::new(Arc::clone(&sink));
         let pit = Arc::new(Pit::new(Arc::new(HostClock::new()), pins.line(Gsi(regs::IRQ))));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = thread::Builder::new().name("timers".to_owned()).spawn({
-            let (pit, apics, stop) = (Arc::clone(&pit), Arc::clone(&apics), Arc::clone(&stop));
+            let (pit, apics, stop) = (Arc::clone(&pit), apics.cloned(), Arc::clone(&stop));
             move || {
                 while !stop.load(Ordering::Acquire) {
-                    match pit.tick().into_iter().chain(apics.tick()).min() {
+                    let apics_wait = apics.as_ref().and_then(|apics| apics.tick());
+                    match pit.tick().into_iter().chain(apics_wait).min() {
                         Some(wait) => thread::park_timeout(wait),
                         None => thread::park(),
                     }
@@ -82,13 +100,13 @@ impl Chipset {
             let waker = waker.clone();
             move || waker.unpark()
         }));
-        apics.set_waker(Box::new(move || waker.unpark()));
+        if let Some(apics) = apics {
+            apics.set_waker(Box::new(move || waker.unpark()));
+        }
         // What was set before there was somebody to wake is seen by the first tick.
         Ok(Self {
             pic,
             pit,
-            ioapic,
-            apics,
             sink,
             stop,
             thread: Some(thread),
@@ -105,7 +123,7 @@ fn masked_pic() -> PicPair {
     pic
 }
 
-impl Drop for Chipset {
+impl Drop for Legacy {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {

@@ -1,9 +1,12 @@
 //! What executes a guest: KVM, KVM on our shadow tables, or the software CPU, chosen once for all lives of a machine.
 
 use super::MachineError;
-use super::chipset::Chipset;
+use super::chipset::{Chipset, Legacy};
+use super::choice::{self, Choice, GuestKind, Taken};
 use crate::app::explain;
 use crate::config::{BackendChoice, IrqchipChoice, MachineConfig};
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use umbra_devices::irq::IrqSink;
 use umbra_devices::models::ioapic::{self, IoApic};
@@ -13,7 +16,7 @@ use umbra_vcpu::backend::VcpuBackend;
 use umbra_vcpu::fallback::{Fallback, FallbackCounts};
 use umbra_vcpu::kvm::{Irqchip, KvmHost, KvmKind, KvmVm, OpenError, VmOptions};
 use umbra_vcpu::shadow::{ShadowCounts, ShadowOptions, ShadowVm};
-use umbra_vcpu::soft::{SoftOptions, SoftVm};
+use umbra_vcpu::soft::{SoftCounts, SoftOptions, SoftVm};
 
 /// What this host has to execute guests.
 pub enum Host {
@@ -21,54 +24,50 @@ pub enum Host {
     Kvm(KvmHost),
     /// KVM for user code, on shadow tables of ours.
     Shadow(KvmHost),
-    /// The software CPU; if that was not the user's own choice, why.
-    Soft {
-        /// What is the matter with KVM.
-        because: Option<String>,
-    },
+    /// The software CPU.
+    Soft,
 }
 
 impl Host {
-    /// What the configuration asks for, or the best there is.
+    /// What the configuration asks for, or the best there is for such a guest, and then why.
     ///
     /// # Errors
     /// KVM was asked for and can't be used.
-    pub fn choose(config: &MachineConfig) -> Result<Self, OpenError> {
-        match config.backend {
-            BackendChoice::Kvm => Ok(Self::Kvm(KvmHost::open_at(&config.kvm_device)?)),
-            BackendChoice::Shadow => Ok(Self::Shadow(KvmHost::open_at(&config.kvm_device)?)),
-            BackendChoice::Soft => Ok(Self::Soft { because: None }),
-            BackendChoice::Auto => Ok(Self::best(config)),
-        }
-    }
-
-    /// KVM if a VM can be had, the software CPU if not.
-    fn best(config: &MachineConfig) -> Self {
-        let because = match KvmHost::open_at(&config.kvm_device) {
-            Ok(host) => match KvmVm::new(&host, VmOptions::default()) {
-                Ok(_) => {
-                    tracing::info!(device = %config.kvm_device.display(), "backend kvm: the device makes virtual machines");
-                    return Self::Kvm(host);
-                }
-                Err(error) => explain(&error),
-            },
-            Err(error) => explain(&error),
+    pub fn choose(config: &MachineConfig, guest: GuestKind) -> Result<(Self, Option<Choice>), OpenError> {
+        let host = match config.backend {
+            BackendChoice::Kvm => Self::Kvm(KvmHost::open_at(&config.kvm_device)?),
+            BackendChoice::Shadow => Self::Shadow(KvmHost::open_at(&config.kvm_device)?),
+            BackendChoice::Soft => Self::Soft,
+            BackendChoice::Auto => {
+                let (host, choice) = Self::best(&config.kvm_device, guest, needs_kvm(config));
+                return Ok((host, Some(choice)));
+            }
         };
-        Self::Soft { because: Some(because) }
+        Ok((host, None))
     }
 
-    /// A line for the user who left the choice to us and doesn't get KVM.
-    pub fn notice(&self) -> Option<String> {
-        match self {
-            Self::Soft { because: Some(why) } => Some(format!("the guest runs on the software CPU: {why}")),
-            _ => None,
-        }
+    /// What `--backend auto` takes. KVM counts if a VM can be had.
+    pub fn best(device: &Path, guest: GuestKind, needs_kvm: Option<&str>) -> (Self, Choice) {
+        let kvm = match KvmHost::open_at(device) {
+            Ok(host) => match KvmVm::new(&host, VmOptions::default()) {
+                Ok(_) => Ok(host),
+                Err(error) => Err(explain(&error)),
+            },
+            Err(error) => Err(explain(&error)),
+        };
+        let kind = kvm.as_ref().map(|host| host.caps().kind).map_err(Clone::clone);
+        let choice = choice::choose(kind, guest, needs_kvm);
+        let host = match (kvm, choice.backend) {
+            (Ok(host), Taken::Kvm) => Self::Kvm(host),
+            _ => Self::Soft,
+        };
+        (host, choice)
     }
 
     /// What it is called in a sentence.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Soft { .. } => "the software CPU",
+            Self::Soft => "the software CPU",
             Self::Shadow(_) => "shadow tables (user mode on the CPU, the rest in software)",
             Self::Kvm(host) => match host.caps().kind {
                 KvmKind::Vmx => "KVM (Intel VMX)",
@@ -83,17 +82,22 @@ impl Host {
     pub(super) fn physical_bits(&self) -> u8 {
         match self {
             Self::Kvm(_) | Self::Shadow(_) => super::physical_bits(),
-            Self::Soft { .. } => SoftVm::PHYSICAL_BITS,
+            Self::Soft => SoftVm::PHYSICAL_BITS,
         }
     }
+}
+
+/// An option that only KVM understands.
+fn needs_kvm(config: &MachineConfig) -> Option<&'static str> {
+    (config.irqchip == IrqchipChoice::Split).then_some("--irqchip split")
 }
 
 /// What executes the guest of one machine.
 pub(super) enum Engine {
     Kvm {
         vm: KvmVm,
-        /// Ours, if KVM has none.
-        ioapic: Option<Arc<IoApic>>,
+        /// Ours, if KVM has only the local APICs.
+        ours: Option<Ours>,
         fallback: bool,
     },
     Shadow(ShadowVm),
@@ -104,11 +108,33 @@ pub(super) enum Engine {
     },
 }
 
+/// The interrupt controllers and timers beside KVM's local APICs.
+pub(super) struct Ours {
+    ioapic: Arc<IoApic>,
+    legacy: Legacy,
+}
+
+impl Ours {
+    fn new(vm: &KvmVm) -> Result<Self, MachineError> {
+        let ioapic = Arc::new(IoApic::new(Arc::new(vm.msi_sink())));
+        let legacy = Legacy::new(&ioapic, None).map_err(no_timers)?;
+        Ok(Self { ioapic, legacy })
+    }
+}
+
+fn no_timers(source: io::Error) -> MachineError {
+    MachineError::Host {
+        what: "no thread for the timers",
+        source,
+    }
+}
+
 /// A vCPU, and what it counts besides exits.
 pub(super) struct Made {
     pub vcpu: Box<dyn VcpuBackend>,
     pub fallback: Option<FallbackCounts>,
     pub shadow: Option<ShadowCounts>,
+    pub software_cpu: Option<SoftCounts>,
 }
 
 impl Engine {
@@ -124,11 +150,13 @@ impl Engine {
                 let options = VmOptions {
                     vcpus: config.cpus,
                     irqchip,
+                    fallback: config.fallback,
                     ..VmOptions::default()
                 };
                 let vm = KvmVm::new(host, options)?;
+                let ours = (irqchip != Irqchip::Kernel).then(|| Ours::new(&vm)).transpose()?;
                 Ok(Self::Kvm {
-                    ioapic: (irqchip != Irqchip::Kernel).then(|| Arc::new(IoApic::new(Arc::new(vm.msi_sink())))),
+                    ours,
                     vm,
                     fallback: config.fallback,
                 })
@@ -140,14 +168,11 @@ impl Engine {
                     mmio_caching: config.mmio_cache,
                 },
             )?)),
-            Host::Soft { .. } => Ok(Self::Soft {
+            Host::Soft => Ok(Self::Soft {
                 vm: SoftVm::new(SoftOptions {
                     mmio_caching: config.mmio_cache,
                 })?,
-                chipset: Chipset::new(config.cpus, SoftVm::TSC_HZ).map_err(|source| MachineError::Host {
-                    what: "no thread for the timers",
-                    source,
-                })?,
+                chipset: Chipset::new(config.cpus, SoftVm::TSC_HZ).map_err(no_timers)?,
                 cpus: config.cpus,
             }),
         }
@@ -194,9 +219,9 @@ impl Engine {
     /// Where devices' interrupts go, if anywhere.
     pub fn irq_sink(&self) -> Option<Arc<dyn IrqSink>> {
         match self {
-            Self::Kvm { ioapic: Some(ours), .. } => Some(Arc::clone(ours) as _),
+            Self::Kvm { ours: Some(ours), .. } => Some(Arc::clone(&ours.legacy.sink)),
             Self::Kvm { vm, .. } => Some(Arc::new(vm.irq_sink())),
-            Self::Soft { chipset, .. } => Some(Arc::clone(&chipset.sink)),
+            Self::Soft { chipset, .. } => Some(Arc::clone(&chipset.legacy.sink)),
             // Its CPU has no local APIC.
             Self::Shadow(_) => None,
         }
@@ -210,28 +235,36 @@ impl Engine {
     /// The I/O APIC, if it is ours.
     pub fn ioapic(&self) -> Option<&Arc<IoApic>> {
         match self {
-            Self::Kvm { ioapic, .. } => ioapic.as_ref(),
+            Self::Kvm { ours, .. } => ours.as_ref().map(|ours| &ours.ioapic),
             Self::Soft { chipset, .. } => Some(&chipset.ioapic),
             Self::Shadow(_) => None,
         }
     }
 
-    /// All interrupt controllers and timers, if they are ours.
-    pub fn chipset(&self) -> Option<&Chipset> {
+    /// The 8259s and the timer, if they are ours.
+    pub fn legacy(&self) -> Option<&Legacy> {
         match self {
-            Self::Soft { chipset, .. } => Some(chipset),
-            _ => None,
+            Self::Kvm { ours, .. } => ours.as_ref().map(|ours| &ours.legacy),
+            Self::Soft { chipset, .. } => Some(&chipset.legacy),
+            Self::Shadow(_) => None,
         }
     }
 
-    /// A vCPU that sees the memory that `slots` makes readers for, set up by `prepare`.
+    /// A vCPU that sees the memory that `slots` makes readers for, set up by `prepare`. `timed`: it takes the time of what it
+    /// does for devices.
     pub fn vcpu(
         &self,
         id: u32,
+        timed: bool,
         slots: impl Fn() -> SlotReader,
         prepare: impl FnOnce(&mut dyn VcpuBackend) -> Result<(), MachineError>,
     ) -> Result<Made, MachineError> {
-        let made = |vcpu: Box<dyn VcpuBackend>, fallback, shadow| Made { vcpu, fallback, shadow };
+        let made = |vcpu: Box<dyn VcpuBackend>, fallback, shadow| Made {
+            vcpu,
+            fallback,
+            shadow,
+            software_cpu: None,
+        };
         match self {
             Self::Soft { vm, chipset, cpus } => {
                 let mut vcpu = vm.create_vcpu(slots());
@@ -239,7 +272,15 @@ impl Engine {
                     vcpu.set_local_apic(apic, *cpus);
                 }
                 prepare(&mut vcpu)?;
-                Ok(made(Box::new(vcpu), None, None))
+                if timed {
+                    vcpu.time_devices();
+                }
+                Ok(Made {
+                    software_cpu: Some(vcpu.counts()),
+                    shadow: Some(vcpu.shadow_counts()),
+                    fallback: None,
+                    vcpu: Box::new(vcpu),
+                })
             }
             Self::Shadow(vm) => {
                 let mut vcpu = vm.create_vcpu(slots)?;
@@ -247,8 +288,11 @@ impl Engine {
                 let counts = (Some(vcpu.counts()), Some(vcpu.backend().counts()));
                 Ok(made(Box::new(vcpu), counts.0, counts.1))
             }
-            Self::Kvm { vm, fallback, .. } => {
+            Self::Kvm { vm, fallback, ours } => {
                 let mut vcpu = vm.create_vcpu(id)?;
+                if let Some(ours) = ours.as_ref().filter(|_| id == 0) {
+                    vcpu.set_external_interrupts(Arc::clone(&ours.legacy.pic) as _);
+                }
                 prepare(&mut vcpu)?;
                 if *fallback {
                     let vcpu = Fallback::new(vcpu, slots());
