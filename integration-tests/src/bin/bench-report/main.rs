@@ -45,7 +45,7 @@ fn run(root: &std::path::Path) -> Result<String, Box<dyn std::error::Error>> {
             std::fs::write(root.join("docs/img").join(&file), plot::draw(suite, panel)?)?;
             body.push_str(&table::markdown(suite, panel, &file));
         }
-        text = table::replace_section(&text, suite.name, &body)?;
+        text = umbra_integration_tests::page_section::replace_section(&text, suite.name, &body)?;
         written += panels.len();
     }
     std::fs::write(&page, text)?;
