@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use std::io;
 use std::sync::Arc;
 use umbra_devices::models::cmos::{self, Cmos, MemorySize};
+use umbra_devices::models::fpu_error::{self, FpuErrorLogic};
 use umbra_devices::models::i8042::{self, I8042};
 use umbra_devices::models::ioapic::{self, IoApic};
 use umbra_devices::models::lapic::{self, ApicBus};
@@ -20,6 +21,7 @@ proptest! {
     fn every_model_survives_random_histories(data in prop::collection::vec(any::<u8>(), 0..2000)) {
         fuzz::device(&data, serial::regs::LEN, &Serial::new(io::sink(), IrqLine::detached()));
         fuzz::device(&data, i8042::regs::LEN, &I8042::new());
+        fuzz::device(&data, fpu_error::regs::LEN, &FpuErrorLogic::new(IrqLine::detached()));
         let memory = MemorySize { below_4g: 1 << 30, above_4g: 0 };
         fuzz::device(&data, cmos::regs::LEN, &Cmos::new(Arc::new(ManualClock::default()), memory));
         fuzz::device(&data, ioapic::regs::LEN, &IoApic::new(Arc::new(RecordingMsiSink::default())));

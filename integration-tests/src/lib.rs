@@ -2,8 +2,8 @@
 //!
 //! Read in this order: [`matrix`] (what a test can run on), [`console`] (talking with a guest), [`vmlinux`],
 //! [`multiboot`] and [`linux_init`] (guests), [`lab`] (a machine with stock KVM in it), [`guest_files`] (what guests boot there),
-//! [`trace`] (what KVM says it did), [`events`] (whether our shadow MMU does the same);
-//! [`page_section`] (where measurements are written down).
+//! [`trace`] (what KVM says it did), [`events`] (whether our shadow MMU does the same), [`speed`] (how fast machines in
+//! software are), [`page`] (where figures stand).
 
 pub mod console;
 pub mod events;
@@ -12,6 +12,7 @@ pub mod lab;
 pub mod linux_init;
 pub mod matrix;
 pub mod multiboot;
-pub mod page_section;
+pub mod page;
+pub mod speed;
 pub mod trace;
 pub mod vmlinux;

@@ -61,7 +61,7 @@ pub fn vmm() -> Result<PathBuf, crate::lab::build::BuildError> {
     if in_the_lab.exists() {
         return Ok(in_the_lab.to_owned());
     }
-    crate::lab::build::native_vmm()
+    crate::lab::build::native_vmm("dev")
 }
 
 #[cfg(test)]

@@ -1,15 +1,17 @@
-//! A multiboot1 kernel small enough to read: says on the serial line what it was told, and ends by debug-exit.
+//! Multiboot1 images, and a kernel small enough to read: says on the serial line what it was told, and ends by debug-exit.
 //!
 //! GNU Multiboot specification 0.6.96: the header in 3.1, the state at entry in 3.2, the information in 3.3.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, al, byte_ptr, dword_ptr, dx, eax, ebx, edx, esi};
 
-/// Where the kernel is linked to: one segment, the file as it is.
-const BASE: u32 = 0x10_0000;
+/// Where an image is linked to: one segment, the file as it is.
+pub const BASE: u32 = 0x10_0000;
 /// Room for the ELF header and one program header, of either class; the multiboot header stands behind.
 const HEADERS: u32 = 0x80;
 const MULTIBOOT_HEADER: u32 = 12;
+/// Where what is behind all headers begins: see [`container`].
+pub const BODY: u32 = BASE + HEADERS + MULTIBOOT_HEADER;
 /// What it says, each text ended by a zero byte and in as much space; then the code.
 const TEXTS: [&[u8]; 3] = [
     b"multiboot kernel: magic ok, command line: \0",
@@ -17,7 +19,7 @@ const TEXTS: [&[u8]; 3] = [
     b"\r\n\0",
 ];
 const TEXT_SPACE: u32 = 64;
-const GREETING_AT: u32 = BASE + HEADERS + MULTIBOOT_HEADER;
+const GREETING_AT: u32 = BODY;
 const COMPLAINT_AT: u32 = GREETING_AT + TEXT_SPACE;
 const NEWLINE_AT: u32 = COMPLAINT_AT + TEXT_SPACE;
 const ENTRY: u32 = NEWLINE_AT + TEXT_SPACE;
@@ -25,7 +27,7 @@ const ENTRY: u32 = NEWLINE_AT + TEXT_SPACE;
 const SERIAL: u32 = 0x3f8;
 const DEBUG_EXIT: u32 = 0xf4;
 /// In EAX if a multiboot loader has started us.
-const LOADER_MAGIC: u32 = 0x2bad_b002;
+pub const LOADER_MAGIC: u32 = 0x2bad_b002;
 /// `flags` bit 2 of the information: `cmdline` is valid.
 const HAS_CMDLINE: u32 = 1 << 2;
 
@@ -46,24 +48,31 @@ pub enum Class {
 /// # Errors
 /// None in practice: the code is fixed.
 pub fn kernel(class: Class) -> Result<Vec<u8>, IcedError> {
-    let code = code()?;
-    let size = ENTRY - BASE + u32::try_from(code.len()).unwrap_or(u32::MAX);
+    let mut body = Vec::new();
+    for text in TEXTS {
+        let end = body.len() + TEXT_SPACE as usize;
+        body.extend_from_slice(text);
+        body.resize(end, 0);
+    }
+    body.extend_from_slice(&code()?);
+    Ok(container(class, ENTRY, &body))
+}
+
+/// An image: the headers, and `body`, which comes to lie at [`BODY`] and is entered at `entry`.
+#[must_use]
+pub fn container(class: Class, entry: u32, body: &[u8]) -> Vec<u8> {
+    let size = BODY - BASE + u32::try_from(body.len()).unwrap_or(u32::MAX - BODY);
     let mut image = match class {
-        Class::Elf32 => elf32(size),
-        Class::Elf64 => elf64(size),
+        Class::Elf32 => elf32(entry, size),
+        Class::Elf64 => elf64(entry, size),
     };
     image.resize(HEADERS as usize, 0);
     let (magic, flags) = (0x1bad_b002_u32, 0_u32);
     for word in [magic, flags, 0_u32.wrapping_sub(magic).wrapping_sub(flags)] {
         image.extend_from_slice(&word.to_le_bytes());
     }
-    for text in TEXTS {
-        let end = image.len() + TEXT_SPACE as usize;
-        image.extend_from_slice(text);
-        image.resize(end, 0);
-    }
-    image.extend_from_slice(&code);
-    Ok(image)
+    image.extend_from_slice(body);
+    image
 }
 
 fn code() -> Result<Vec<u8>, IcedError> {
@@ -126,10 +135,10 @@ fn identification(class: u8, machine: u16) -> Vec<u8> {
     out
 }
 
-fn elf32(size: u32) -> Vec<u8> {
+fn elf32(entry: u32, size: u32) -> Vec<u8> {
     let mut out = identification(1, 3);
     // e_entry, e_phoff, e_shoff, e_flags
-    words(&mut out, &[ENTRY, 52, 0, 0]);
+    words(&mut out, &[entry, 52, 0, 0]);
     // e_ehsize, e_phentsize, e_phnum, e_shentsize, e_shnum, e_shstrndx
     halves(&mut out, &[52, 32, 1, 0, 0, 0]);
     // p_type PT_LOAD, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_flags RWX, p_align
@@ -137,10 +146,10 @@ fn elf32(size: u32) -> Vec<u8> {
     out
 }
 
-fn elf64(size: u32) -> Vec<u8> {
+fn elf64(entry: u32, size: u32) -> Vec<u8> {
     let mut out = identification(2, 62);
     // e_entry, e_phoff, e_shoff in 64 bits, e_flags
-    words(&mut out, &[ENTRY, 0, 64, 0, 0, 0, 0]);
+    words(&mut out, &[entry, 0, 64, 0, 0, 0, 0]);
     halves(&mut out, &[64, 56, 1, 0, 0, 0]);
     // p_type PT_LOAD, p_flags RWX; then in 64 bits p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align
     words(&mut out, &[1, 7, 0, 0, BASE, 0, BASE, 0, size, 0, size, 0, 0x1000, 0]);

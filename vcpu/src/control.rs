@@ -211,23 +211,38 @@ impl Control {
     /// Called by vCPU `vcpu`'s thread after a kick: does what is wanted. Returns whether to run on; `stats` is asked
     /// only if somebody wants to know.
     pub(crate) fn answer(&self, vcpu: u32, stats: impl Fn() -> VcpuStats) -> bool {
+        self.answer_for(Some(vcpu), |_| stats())
+    }
+
+    /// The same, called by the one thread of all vCPUs.
+    pub(crate) fn answer_all(&self, stats: impl Fn(u32) -> VcpuStats) -> bool {
+        self.answer_for(None, stats)
+    }
+
+    fn answer_for(&self, vcpu: Option<u32>, stats: impl Fn(u32) -> VcpuStats) -> bool {
         let mut group = self.lock();
         loop {
             let question = group.asked;
             let wanted = group.wanted;
-            let Some(member) = group.member(vcpu) else { return false };
-            if member.answered < question {
-                member.answered = question;
-                member.stats = stats();
+            let mut news = false;
+            let asked = (0..).zip(&mut group.members);
+            for (number, member) in asked.filter(|(number, _)| vcpu.is_none_or(|vcpu| vcpu == *number)) {
+                if member.answered < question {
+                    member.answered = question;
+                    member.stats = stats(number);
+                    news = true;
+                }
+                if wanted == Wanted::Pause && matches!(member.state, State::Running) {
+                    member.state = State::Paused;
+                    news = true;
+                }
+            }
+            if news {
                 self.changed.notify_all();
             }
             match wanted {
                 Wanted::Run => return true,
                 Wanted::Stop => return false,
-                Wanted::Pause if matches!(member.state, State::Running) => {
-                    member.state = State::Paused;
-                    self.changed.notify_all();
-                }
                 Wanted::Pause => {}
             }
             group = self.changed.wait(group).unwrap_or_else(PoisonError::into_inner);

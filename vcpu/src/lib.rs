@@ -2,10 +2,10 @@
 //!
 //! Read in this order: [`exit`] (what a vCPU says and what it is told), [`backend`] (who says it), [`regs`]; then
 //! [`handle`] (what to do about an exit), [`platform`] (what that asks of the machine), [`run_loop`] and [`control`]
-//! (threads, pause and stop), [`shadow_counts`], [`stats`] and [`report`] (what people get to see); then the backends: [`kvm`], [`soft`] and,
+//! (threads, pause and stop), [`turns`] (all vCPUs on one thread, always in the same way), [`shadow_counts`], [`stats`]
+//! and [`report`] (what people get to see); then the backends: [`kvm`], [`soft`] and,
 //! for tests, [`scripted`]; [`shadow`] runs CPL 3 code on shadow tables. [`emulate`] executes single instructions in
-//! software, and [`fallback`] uses it where a backend
-//! can't.
+//! software, and [`fallback`] uses it where a backend can't; `paging` is what both tell the MMU of a CPU.
 
 pub mod backend;
 pub mod control;
@@ -26,6 +26,7 @@ pub mod handle;
 pub mod hot_pages;
 #[cfg(target_arch = "x86_64")]
 pub mod kvm;
+mod paging;
 pub mod platform;
 pub mod regs;
 pub mod report;
@@ -41,6 +42,7 @@ pub mod shadow_counts;
 pub mod soft;
 pub mod split;
 pub mod stats;
+pub mod turns;
 
 // The README's examples are compiled and run like any other test.
 #[cfg(all(doctest, target_arch = "x86_64"))]

@@ -2,11 +2,12 @@
 
 use crate::backend::{BackendError, VcpuBackend};
 use crate::control::{Control, FinalState, NotAcknowledged};
-use crate::exit::VmEntry;
+use crate::exit::{VmEntry, VmExit};
 use crate::handle::{ExitHandler, GuestEnd, Next};
 use crate::platform::Platform;
 use crate::report::Report;
 use crate::stats::VcpuStats;
+use crate::turns::{CountedVcpu, TurnOptions, Turns};
 use std::any::Any;
 use std::fmt;
 use std::io;
@@ -70,20 +71,46 @@ pub fn run_vcpu<B: VcpuBackend, O: MmuObserver>(
             Ok(exit) => exit,
             Err(error) => return VcpuEnd::Host(error),
         };
-        entry = match handler.handle(&exit) {
-            Next::Enter(entry) => entry,
-            Next::Poll if control.answer(id, || handler.stats()) => VmEntry::Resume,
-            Next::Poll => return VcpuEnd::Stopped,
-            Next::Apply(entry, effect) => match apply(id, *effect, platform) {
-                None => entry,
-                Some(end) => return end,
-            },
-            Next::EndOfInterrupt(vector) => {
-                platform.end_of_interrupt(vector);
-                VmEntry::Resume
-            }
-            Next::End(end) => return conclude(id, vcpu, handler, end),
+        entry = match reply(id, &exit, vcpu, handler, platform) {
+            Reply::Enter(entry) => entry,
+            Reply::Poll if control.answer(id, || handler.stats()) => VmEntry::Resume,
+            Reply::Poll => return VcpuEnd::Stopped,
+            Reply::End(end) => return end,
         };
+    }
+}
+
+/// What follows an exit.
+pub(crate) enum Reply {
+    /// Enter the guest again.
+    Enter(VmEntry),
+    /// See what is wanted from outside, then enter with [`VmEntry::Resume`].
+    Poll,
+    /// It is the end.
+    End(VcpuEnd),
+}
+
+/// Answers an exit, and has the machine do what belongs to it.
+#[inline]
+pub(crate) fn reply<B: VcpuBackend, O: MmuObserver>(
+    id: u32,
+    exit: &VmExit,
+    vcpu: &mut B,
+    handler: &mut ExitHandler<O>,
+    platform: &dyn Platform,
+) -> Reply {
+    match handler.handle(exit) {
+        Next::Enter(entry) => Reply::Enter(entry),
+        Next::Poll => Reply::Poll,
+        Next::Apply(entry, effect) => match apply(id, *effect, platform) {
+            None => Reply::Enter(entry),
+            Some(end) => Reply::End(end),
+        },
+        Next::EndOfInterrupt(vector) => {
+            platform.end_of_interrupt(vector);
+            Reply::Enter(VmEntry::Resume)
+        }
+        Next::End(end) => Reply::End(conclude(id, vcpu, handler, end)),
     }
 }
 
@@ -114,7 +141,7 @@ fn conclude<B: VcpuBackend, O: MmuObserver>(
     }
 }
 
-/// The vCPUs of a machine, each on its thread. Dropping it stops them.
+/// The vCPUs of a machine, each on its thread or all on one. Dropping it stops them.
 pub struct VcpuThreads {
     control: Arc<Control>,
     threads: Vec<JoinHandle<()>>,
@@ -143,6 +170,25 @@ impl VcpuThreads {
                 .push(thread::Builder::new().name(format!("vcpu{id}")).spawn(run)?);
         }
         Ok(threads)
+    }
+
+    /// Starts one thread for all, named `vcpus`, on which they take turns ([`crate::turns`]).
+    ///
+    /// # Errors
+    /// The host has no more threads.
+    pub fn start_in_turns<V: CountedVcpu + 'static, O: MmuObserver + Send + 'static>(
+        vcpus: Vec<(V, ExitHandler<O>)>,
+        platform: Arc<dyn Platform>,
+        options: TurnOptions,
+    ) -> io::Result<Self> {
+        let control = Arc::new(Control::new(vcpus.iter().map(|(vcpu, _)| vcpu.kick_handle())));
+        let turns = Turns::new(vcpus, platform, Arc::clone(&control), options);
+        let run = move || turns.run_to_the_end();
+        let thread = thread::Builder::new().name("vcpus".to_owned()).spawn(run)?;
+        Ok(Self {
+            control,
+            threads: vec![thread],
+        })
     }
 
     /// To pause, stop, question and wait for them; may be shared.
@@ -186,8 +232,20 @@ fn run_to_the_end<B: VcpuBackend, O: MmuObserver>(
     let run = AssertUnwindSafe(|| run_vcpu(id, &mut vcpu, &mut handler, platform, control));
     let end = catch_unwind(run).unwrap_or_else(|panic| VcpuEnd::Panicked(message(&*panic)));
     tracing::debug!(vcpu = id, %end, "vCPU ended");
+    report_end(id, &mut vcpu, &mut handler, end, control, platform);
+}
+
+/// Lets everybody know how a vCPU ended, with the last that it has to say.
+pub(crate) fn report_end<B: VcpuBackend, O: MmuObserver>(
+    id: u32,
+    vcpu: &mut B,
+    handler: &mut ExitHandler<O>,
+    end: VcpuEnd,
+    control: &Control,
+    platform: &dyn Platform,
+) {
     let stats = catch_unwind(AssertUnwindSafe(|| handler.stats())).unwrap_or_default();
-    let last = catch_unwind(AssertUnwindSafe(|| final_state(&mut vcpu))).unwrap_or_default();
+    let last = catch_unwind(AssertUnwindSafe(|| final_state(vcpu))).unwrap_or_default();
     control.ended(id, end, stats, last);
     platform.ended(id);
 }
@@ -202,7 +260,7 @@ fn final_state<B: VcpuBackend>(vcpu: &mut B) -> Option<FinalState> {
 }
 
 /// What a panic said.
-fn message(panic: &(dyn Any + Send)) -> String {
+pub(crate) fn message(panic: &(dyn Any + Send)) -> String {
     panic
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())

@@ -6,170 +6,14 @@
     reason = "test code with small numbers"
 )]
 
-use umbra_devices::IoSize;
+#[path = "support/flat_machine.rs"]
+mod flat_machine;
+
+use flat_machine::*;
 use umbra_memslots::Gva;
 use umbra_vcpu::emulate::state::{RSP, cr0, cr4, efer};
-use umbra_vcpu::emulate::{
-    Access, Cpu, CpuState, Event, Exception, Memory, Platform, Source, Step, Stop, Translation, exception, flags,
-};
+use umbra_vcpu::emulate::{Event, Exception, Source, Step, Stop, exception, flags};
 use umbra_vcpu::regs::{DescriptorTable, Segment};
-
-const GDT: u64 = 0x1000;
-const IDT: u64 = 0x2000;
-const TSS: u64 = 0x3000;
-const CODE: u64 = 0x4000;
-const STACK: u64 = 0x8000;
-const KERNEL_STACK: u64 = 0x9000;
-const HANDLER: u64 = 0x5000;
-
-/// 64 KiB of memory without paging.
-struct Flat(Vec<u8>);
-
-impl Flat {
-    fn put(&mut self, at: u64, bytes: &[u8]) {
-        self.0[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
-    }
-
-    fn number(&self, at: u64, bytes: usize) -> u64 {
-        let slice = &self.0[at as usize..at as usize + bytes];
-        slice.iter().rev().fold(0, |n, byte| (n << 8) | u64::from(*byte))
-    }
-}
-
-impl Memory for Flat {
-    fn read(&mut self, at: Gva, bytes: &mut [u8], access: Access) -> Result<(), Stop> {
-        self.probe(at, bytes.len(), access)?;
-        bytes.copy_from_slice(&self.0[at.get() as usize..at.get() as usize + bytes.len()]);
-        Ok(())
-    }
-
-    fn write(&mut self, at: Gva, bytes: &[u8], access: Access) -> Result<(), Stop> {
-        self.probe(at, bytes.len(), access)?;
-        self.put(at.get(), bytes);
-        Ok(())
-    }
-
-    fn probe(&mut self, at: Gva, length: usize, _access: Access) -> Result<(), Stop> {
-        if at.get() + length as u64 > self.0.len() as u64 {
-            return Err(Exception::page_fault(2, at).into());
-        }
-        Ok(())
-    }
-
-    fn compare_exchange(&mut self, at: Gva, _old: &[u8], new: &[u8], access: Access) -> Result<bool, Stop> {
-        self.write(at, new, access).map(|()| true)
-    }
-}
-
-impl Platform for Flat {
-    fn port_in(&mut self, _port: u16, _size: IoSize) -> Result<u32, Stop> {
-        Ok(0x5a)
-    }
-    fn port_out(&mut self, _port: u16, _size: IoSize, _value: u32) -> Result<(), Stop> {
-        Ok(())
-    }
-    fn read_msr(&mut self, _index: u32) -> Result<u64, Stop> {
-        Err(Exception::gp(0).into())
-    }
-    fn write_msr(&mut self, _index: u32, _value: u64) -> Result<(), Stop> {
-        Err(Exception::gp(0).into())
-    }
-    fn cpuid(&mut self, _leaf: u32, _subleaf: u32) -> [u32; 4] {
-        [0; 4]
-    }
-    fn tsc(&mut self) -> u64 {
-        0
-    }
-    fn translation(&mut self, _change: Translation, _state: &CpuState) {}
-    fn physical_width(&self) -> u32 {
-        40
-    }
-}
-
-/// Selectors of the GDT that `machine` makes.
-const KERNEL_CODE: u16 = 0x08;
-const KERNEL_DATA: u16 = 0x10;
-const USER_DATA: u16 = 0x1b;
-const USER_CODE: u16 = 0x23;
-const TASK: u16 = 0x28;
-
-fn segment(selector: u16, kind: u8, dpl: u8, long: bool) -> Segment {
-    Segment {
-        selector,
-        limit: u32::MAX,
-        kind,
-        dpl,
-        non_system: true,
-        present: true,
-        long,
-        db: !long,
-        granularity: true,
-        ..Segment::default()
-    }
-}
-
-/// A CPU at `cpl` with `code` at [`CODE`], flat segments, and a TSS with [`KERNEL_STACK`] for level 0.
-fn machine(long: bool, cpl: u8, code: &[u8]) -> Cpu<Flat> {
-    let mut memory = Flat(vec![0; 0x1_0000]);
-    let code_type = if long { 0x00af } else { 0x00cf };
-    for (index, access, flags) in [
-        (1, 0x9b, code_type),
-        (2, 0x93, 0xcf),
-        (3, 0xf3, 0xcf),
-        (4, 0xfb, code_type),
-    ] {
-        let descriptor = 0xffff_u64 | access << 40 | flags << 48;
-        memory.put(GDT + 8 * index, &descriptor.to_le_bytes());
-    }
-    let mut state = CpuState::default();
-    let sys = &mut state.sys;
-    let (code_selector, data_selector) = if cpl == 0 {
-        (KERNEL_CODE, KERNEL_DATA)
-    } else {
-        (USER_CODE, USER_DATA)
-    };
-    sys.cs = segment(code_selector, 11, cpl, long);
-    sys.ss = segment(data_selector, 3, cpl, false);
-    (sys.ds, sys.es) = (sys.ss, sys.ss);
-    sys.gdt = DescriptorTable { base: GDT, limit: 0x3f };
-    sys.idt = DescriptorTable {
-        base: IDT,
-        limit: 0xfff,
-    };
-    sys.tr = Segment {
-        selector: TASK,
-        base: TSS,
-        limit: 0x67,
-        kind: 11,
-        present: true,
-        ..Segment::default()
-    };
-    sys.cr0 = cr0::PE;
-    if long {
-        sys.cr0 |= cr0::PG;
-        sys.cr4 = cr4::PAE;
-        sys.efer = efer::LME | efer::LMA | efer::SCE;
-        memory.put(TSS + 4, &KERNEL_STACK.to_le_bytes());
-    } else {
-        memory.put(TSS + 4, &(KERNEL_STACK as u32).to_le_bytes());
-        memory.put(TSS + 8, &KERNEL_DATA.to_le_bytes());
-    }
-    // No I/O permission bitmap.
-    memory.put(TSS + 0x66, &[0x68, 0]);
-    memory.put(CODE, code);
-    state.gpr[RSP] = STACK;
-    state.rip = CODE;
-    state.rflags = flags::FIXED | flags::IF | flags::CF;
-    Cpu::new(state, memory)
-}
-
-fn gate(cpu: &mut Cpu<Flat>, vector: u64, kind: u64, dpl: u64, ist: u64) {
-    let low = HANDLER | u64::from(KERNEL_CODE) << 16 | (ist | (0x80 | dpl << 5 | kind) << 8) << 32;
-    let size = if cpu.state.long_mode() { 16 } else { 8 };
-    cpu.env.put(IDT + size * vector, &low.to_le_bytes());
-}
-
-const DONE: Step = Step::Done { trap: false };
 
 #[test]
 fn interrupt_in_real_mode_pushes_three_words_and_iret_takes_them_back() {
@@ -250,6 +94,38 @@ fn page_fault_in_long_mode_uses_the_interrupt_stack_table_and_aligns() {
     cpu.state.gpr[RSP] += 8;
     assert_eq!(cpu.step(), DONE);
     assert_eq!((cpu.state.rip, cpu.state.gpr[RSP], cpu.state.cpl()), (CODE, STACK, 3));
+}
+
+#[test]
+fn a_fault_pushes_rf_and_a_software_interrupt_does_not() {
+    for (code, vector, resume) in [([0x0f, 0x0b], 6, flags::RF), ([0xcd, 0x40], 0x40, 0)] {
+        let mut cpu = machine(true, 0, &code);
+        gate(&mut cpu, vector, 14, 0, 0);
+        if let Step::Fault(exception) = cpu.step() {
+            let source = Source::Exception;
+            assert_eq!(cpu.deliver(Event { exception, source }), Ok(()));
+        }
+        let pushed = cpu.env.number(cpu.state.gpr[RSP] + 16, 8);
+        assert_eq!(pushed & flags::RF, resume, "vector {vector}");
+        assert!(!cpu.state.flag(flags::RF));
+    }
+}
+
+#[test]
+fn a_page_fault_of_a_frame_names_its_first_word_and_cr2_outlives_it() {
+    let mut cpu = machine(true, 0, &[]);
+    gate(&mut cpu, 14, 14, 0, 1);
+    gate(&mut cpu, 8, 14, 0, 0);
+    // A stack behind the end of memory: five words and an error code don't fit, and the highest is pushed first.
+    cpu.env.put(TSS + 0x24, &0x2_0000_u64.to_le_bytes());
+    let event = Event {
+        exception: Exception::page_fault(0, Gva::new(0x1234)),
+        source: Source::Exception,
+    };
+    assert_eq!(cpu.deliver(event), Ok(()));
+    assert_eq!(cpu.state.rip, HANDLER);
+    assert_eq!(cpu.env.number(cpu.state.gpr[RSP], 8), 0, "error code of #DF");
+    assert_eq!(cpu.state.sys.cr2, 0x1_fff8);
 }
 
 #[test]
@@ -364,6 +240,59 @@ fn paging_with_lme_turns_long_mode_on_and_needs_pae() {
     cpu.state.sys.cr4 = cr4::PAE;
     assert_eq!(cpu.step(), DONE);
     assert!(cpu.state.long_mode() && !cpu.state.long_code());
+}
+
+#[test]
+fn pdptes_are_loaded_when_paging_controls_change_and_at_no_other_time() {
+    const TABLE: u64 = 0x6000;
+    const LOADED: [u64; 4] = [0x7001, 0, 0x9009, 0];
+    const KEPT: [u64; 4] = [0x1001, 0, 0, 0];
+    let (on, kept) = (cr0::PE | cr0::PG | cr0::ET, Some(KEPT));
+    // The instruction, CR0 and CR4 before, EAX, and what is loaded: nothing, KEPT; the table, LOADED.
+    let cr0 = &[0x0f, 0x22, 0xc0][..];
+    let (cr3, cr4) = (&[0x0f, 0x22, 0xd8][..], &[0x0f, 0x22, 0xe0][..]);
+    type Case<'a> = (&'a [u8], u64, u64, u64, Option<[u64; 4]>);
+    let cases: [Case<'_>; 13] = [
+        (cr3, on, cr4::PAE, TABLE, Some(LOADED)),
+        (cr3, on, cr4::PSE, TABLE, kept),
+        (cr3, cr0::PE, cr4::PAE, TABLE, kept),
+        (cr0, cr0::PE, cr4::PAE, on, Some(LOADED)),
+        (cr0, cr0::PE, 0, on, kept),
+        (cr0, on, cr4::PAE, on | cr0::CD, Some(LOADED)),
+        (cr0, on, cr4::PAE, on | cr0::TS, kept),
+        (cr4, on, 0, cr4::PAE, Some(LOADED)),
+        (cr4, on, cr4::PAE, cr4::PAE | cr4::PGE, Some(LOADED)),
+        (cr4, on, cr4::PAE, cr4::PAE | cr4::SMEP, Some(LOADED)),
+        (cr4, on, cr4::PAE, cr4::PAE | cr4::TSD, kept),
+        (cr4, cr0::PE, 0, cr4::PAE, kept),
+        (&[0x0f, 0x06], on, cr4::PAE, 0, kept), // clts
+    ];
+    for (index, (code, cr0, cr4, eax, expected)) in cases.into_iter().enumerate() {
+        for bad in [false, true] {
+            let mut cpu = machine(false, 0, code);
+            for (place, entry) in (0..).zip(LOADED) {
+                // A reserved bit counts in a present entry only.
+                let entry: u64 = if bad && place == 2 || entry == 0 {
+                    entry | 2
+                } else {
+                    entry
+                };
+                cpu.env.put(TABLE + 8 * place, &entry.to_le_bytes());
+            }
+            (cpu.state.sys.cr0, cpu.state.sys.cr3, cpu.state.sys.cr4) = (cr0, TABLE, cr4);
+            (cpu.state.pdptes, cpu.state.gpr[0]) = (KEPT, eax);
+            let before = cpu.state.clone();
+            let step = cpu.step();
+            if bad && expected == Some(LOADED) {
+                assert_eq!(step, Step::Fault(Exception::gp(0)), "case {index}");
+                assert_eq!(cpu.state, before, "case {index}");
+            } else {
+                assert_eq!(step, DONE, "case {index}");
+                let loaded = cpu.state.pdptes.map(|entry| if entry & 1 == 0 { 0 } else { entry });
+                assert_eq!(Some(loaded), expected, "case {index}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -25,6 +25,9 @@ const CODE: u64 = 0x8ff0;
 /// Where registers point, and operands lie.
 const DATA: u64 = 0x1_0000;
 const HLT: u8 = 0xf4;
+/// CR4: SSE may be used, and has its own exception.
+const OSFXSR: u64 = 1 << 9;
+const OSXMMEXCPT: u64 = 1 << 10;
 /// Programs of an ordinary run; more if `UMBRA_SILICON_CASES` asks for millions of cases elsewhere.
 const PROGRAMS: u64 = 100;
 const INSTRUCTIONS: u64 = 32;
@@ -57,7 +60,7 @@ fn instruction(rng: &mut Rng, long: bool, code: &mut Vec<u8>) {
         }
     };
     let immediate = |rng: &mut Rng, code: &mut Vec<u8>| code.push(rng.pick(&[0, 1, 2, 7, 31, 33, 0x7f, 0x80, 0xff]));
-    match rng.below(20) {
+    match rng.below(26) {
         // Arithmetic, all four directions, and with an immediate byte.
         0..=4 => {
             code.push(wide_operation | rng.below(4) as u8);
@@ -73,10 +76,46 @@ fn instruction(rng: &mut Rng, long: bool, code: &mut Vec<u8>) {
             modrm(rng, code);
         }
         9 => {
-            // `not` and `neg`, with `test` and the multiplications beside them.
-            code.push(rng.pick(&[0xf6, 0xf7]));
-            code.push(0xd0 | rng.below(16) as u8);
+            // `test`, `not`, `neg`, multiplications and divisions.
+            code.push(rng.pick(&[0xf6, 0xf7, 0xf7]));
+            let modrm = 0xc0 | rng.below(64) as u8;
+            code.push(modrm);
+            if modrm & 0x30 == 0 {
+                code.extend([0x81, 0, 0x80, 0x7f]);
+            }
         }
+        20 => {
+            // Bits, and `bswap`.
+            if rng.chance(20) {
+                code.push(0xf3);
+            }
+            code.push(0x0f);
+            match rng.below(4) {
+                0 => {
+                    code.push(0xba);
+                    code.push(0xe0 | rng.below(32) as u8);
+                    immediate(rng, code);
+                }
+                1 => code.push(0xc8 | rng.below(8) as u8),
+                2 => {
+                    code.push(rng.pick(&[0xa3, 0xab, 0xb3, 0xbb]));
+                    code.push(0xc0 | rng.below(64) as u8);
+                }
+                _ => {
+                    code.push(rng.pick(&[0xb8, 0xbc, 0xbd, 0x18, 0x0d]));
+                    modrm(rng, code);
+                }
+            }
+        }
+        21 => code.extend(rng.pick(&[
+            [0x87, 0xd8],
+            [0x91, 0x97],
+            [0xfa, 0x90],
+            [0xb4, 0x05],
+            [0xff, 0x73],
+            [0x86, 0xe1],
+        ])),
+        22..=25 => vector(rng, code, modrm),
         10..=12 => {
             code.push(rng.pick(&[0x88, 0x89, 0x8a, 0x8b]));
             modrm(rng, code);
@@ -94,9 +133,11 @@ fn instruction(rng: &mut Rng, long: bool, code: &mut Vec<u8>) {
                 code.push(0xb1);
                 code.push(rng.next() as u8);
                 code.push(rng.pick(&[0xf3, 0xf3, 0xf2, 0x90, 0xfc]));
-                code.push(rng.pick(&[0xa4, 0xa5, 0xaa, 0xab]));
+                code.push(rng.pick(&[0xa4, 0xa5, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf, 0xa6, 0xa7]));
             } else {
-                code.push(rng.pick(&[0x98, 0x99, 0x90, 0x9c, 0xc9, 0xf8, 0xf9, 0xf5, 0xa4, 0xaa]));
+                code.push(rng.pick(&[
+                    0x98, 0x99, 0x90, 0x9c, 0xc9, 0xf8, 0xf9, 0xf5, 0xa4, 0xaa, 0xac, 0xae, 0xa7, 0xad,
+                ]));
             }
         }
         16 | 17 => code.push(0x50 | rng.below(16) as u8),
@@ -114,6 +155,31 @@ fn instruction(rng: &mut Rng, long: bool, code: &mut Vec<u8>) {
             ]));
         }
     }
+}
+
+/// One instruction on XMM registers.
+fn vector(rng: &mut Rng, code: &mut Vec<u8>, modrm: impl Fn(&mut Rng, &mut Vec<u8>)) {
+    let prefix = rng.pick(&[0, 0x66, 0xf3, 0xf2]);
+    if prefix != 0 {
+        code.push(prefix);
+    }
+    code.push(0x0f);
+    match rng.below(4) {
+        0 => code.push(rng.pick(&[0x10, 0x11, 0x28, 0x29, 0x6e, 0x7e, 0x6f, 0x7f, 0xd6, 0xd7, 0x10, 0x6f])),
+        1 => code.push(rng.pick(&[0x58, 0x59, 0x5c, 0x5e, 0x2a, 0x2c, 0x2d, 0x2e, 0x2f, 0x51, 0x5a])),
+        2 => {
+            let opcode = rng.pick(&[0x70, 0x71, 0x72, 0x73, 0xc6]);
+            code.push(opcode);
+            code.push(0xc0 | rng.below(64) as u8);
+            code.push(rng.below(20) as u8 * 5);
+            return;
+        }
+        _ => code.push(rng.pick(&[
+            0x54, 0x55, 0x56, 0x57, 0x14, 0x60, 0x61, 0x62, 0x64, 0x66, 0x67, 0x68, 0x6a, 0x6c, 0x6d, 0x74, 0x76, 0xd4,
+            0xd5, 0xda, 0xdb, 0xde, 0xdf, 0xeb, 0xef, 0xf4, 0xf5, 0xf8, 0xfa, 0xfb, 0xfc, 0xfe, 0xd2, 0xf3,
+        ])),
+    }
+    modrm(rng, code);
 }
 
 fn regs(rng: &mut Rng, rip: u64) -> Regs {
@@ -169,7 +235,7 @@ fn system(long: bool, user: bool) -> SystemRegs {
         gs: Segment { base: 0x1000, ..data },
         cr0: 0x11 | u64::from(long) << 31,
         cr3: TABLES,
-        cr4: if long { 0x20 } else { 0 },
+        cr4: OSFXSR | OSXMMEXCPT | if long { 0x20 } else { 0 },
         efer: if long { 0xd01 } else { 0 },
         ..SystemRegs::default()
     }

@@ -399,17 +399,30 @@ fn interrupt_waits_until_the_guest_takes_it() {
 fn single_step_traps_after_each_instruction() {
     let mut guest = guest(|a| {
         a.nop()?;
+        a.hlt()?;
         a.nop()?;
         a.hlt()
     });
     guest.gate(1, 0x3000);
-    // inc ecx; iretd
-    guest.ram.write(Gpa::new(0x3000), &[0x41, 0xcf]).unwrap();
+    // A trap wakes the CPU that executed hlt. The handler ends the stepping at the third.
+    let mut handler = CodeAssembler::new(32).unwrap();
+    let mut out = handler.create_label();
+    handler.inc(ecx).unwrap();
+    handler.cmp(ecx, 3).unwrap();
+    handler.jb(out).unwrap();
+    handler.and(dword_ptr(esp + 8), !0x100).unwrap();
+    handler.set_label(&mut out).unwrap();
+    handler.iretd().unwrap();
+    guest
+        .ram
+        .write(Gpa::new(0x3000), &handler.assemble(0x3000).unwrap())
+        .unwrap();
     let mut regs = guest.vcpu.regs().unwrap();
     regs.rflags |= 1 << 8;
     guest.vcpu.set_regs(&regs).unwrap();
     assert_eq!(guest.run(VmEntry::Resume), VmExit::Hlt);
-    assert_eq!(guest.vcpu.regs().unwrap().rcx, 2);
+    let regs = guest.vcpu.regs().unwrap();
+    assert_eq!((regs.rcx, regs.rip), (3, CODE + 4));
     assert_eq!(guest.vcpu.state().debug[6] >> 14 & 1, 1);
 }
 

@@ -25,6 +25,7 @@ Examples:
   vmm run /boot/vmlinuz --initrd /boot/initrd.img -m 1G -c 2
   vmm run kernel.elf --initrd module.bin --cmdline 'test=all'
   vmm run bzImage --no-reboot --stats-file stats.txt < /dev/null
+  vmm run bzImage --deterministic --trace a.txt --stats < commands.txt
   vmm run --config guest.toml -m 4G
 
 A guest.toml (every flag is a key, paths are relative to the file):
@@ -33,6 +34,12 @@ A guest.toml (every flag is a key, paths are relative to the file):
   cmdline = \"console=ttyS0 quiet\"
   memory = \"512M\"
   cpus = 2
+
+Twice the same (a guest on several CPUs, too): run the example of it again
+with `--trace b.txt`; then `cmp a.txt b.txt` finds no difference, and
+both tell the same number of instructions and digest. Another --quantum lets
+the CPUs meet in another order. What is typed at a terminal comes when it
+comes: use a file or a pipe for input that is to be the same.
 
 Keys, when standard input is a terminal:
   Ctrl-a h  help                 Ctrl-a x  end the guest
@@ -138,6 +145,12 @@ pub struct BuiltinArgs {
     /// Search slots and bus on every MMIO exit instead of remembering (compare the two)
     #[arg(long)]
     no_mmio_cache: bool,
+    /// Do the same each time: time is the count of executed instructions, 1 ns each. On the software CPU only
+    #[arg(long)]
+    deterministic: bool,
+    /// Write each device access, interrupt and exception of a deterministic run to this file, to be compared
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Show live what the MMU does, with the guest's console in a pane
     #[arg(long)]
     watch: bool,
@@ -163,6 +176,8 @@ impl BuiltinArgs {
             kvm_device: self.kvm_device,
             irqchip: self.irqchip,
             no_mmio_cache: Some(self.no_mmio_cache),
+            deterministic: Some(self.deterministic),
+            trace: self.trace,
             watch: Some(self.watch),
             stats: self.stats,
             stats_file: self.stats_file,

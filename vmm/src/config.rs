@@ -9,7 +9,9 @@ pub mod settings;
 
 pub use settings::{BackendChoice, IrqchipChoice, MemoryBacking, Settings, StatsFormat};
 
+use crate::date::Date;
 use crate::size::ByteSize;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 /// Least guest memory: the first MiB is taken by the legacy hole and tables, a kernel has to go above it.
@@ -22,6 +24,11 @@ pub const DEFAULT_MEMORY: ByteSize = ByteSize::mib(512);
 pub const MAX_CPUS: u32 = 254;
 /// Command line of a guest when nothing is said: a Linux kernel talks on the serial line.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
+/// Instructions of a turn when nothing is said: long enough to cost little, and a fraction of what a guest takes for a
+/// moment.
+pub const DEFAULT_QUANTUM: u64 = 50_000;
+/// Longest turn: a second of the guest's time.
+pub const MAX_QUANTUM: u64 = 1_000_000_000;
 /// Size of one huge page.
 const HUGE_PAGE: u64 = 2 << 20;
 
@@ -61,6 +68,8 @@ pub struct MachineConfig {
     pub mmio_cache: bool,
     /// Execute in software what KVM can't.
     pub fallback: bool,
+    /// Do the same each time.
+    pub deterministic: Option<DeterministicConfig>,
     /// Show live what happens.
     pub watch: bool,
     /// Statistics at the end, and in which form.
@@ -69,6 +78,17 @@ pub struct MachineConfig {
     pub stats_file: Option<PathBuf>,
     /// Log filter; nothing is logged when absent.
     pub log: Option<String>,
+}
+
+/// How a deterministic run is to be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeterministicConfig {
+    /// The date at which it begins.
+    pub rtc: Date,
+    /// Instructions of a vCPU's turn, up to [`MAX_QUANTUM`].
+    pub quantum: NonZeroU64,
+    /// File for the trace.
+    pub trace: Option<PathBuf>,
 }
 
 /// What is wrong with a configuration.
@@ -114,6 +134,15 @@ pub enum ConfigError {
     /// No or too many vCPUs.
     #[error("{0} CPUs: a guest has 1 to {MAX_CPUS}")]
     Cpus(u32),
+    /// Only the software CPU can do the same each time.
+    #[error("--deterministic works on the software CPU only: leave out `--backend {0}`, or say `--backend soft`")]
+    DeterministicBackend(BackendChoice),
+    /// Something was said about a deterministic run that is none.
+    #[error("{0} is for --deterministic runs only")]
+    NotDeterministic(&'static str),
+    /// No turn, or too long a one.
+    #[error("a quantum of {0} instructions: it can be 1 to {MAX_QUANTUM}")]
+    Quantum(u64),
     /// A NUL byte would end the command line early.
     #[error("the kernel command line has a NUL byte at position {0}")]
     CmdlineNul(usize),
@@ -187,11 +216,41 @@ impl MachineConfig {
             memory_backing,
             mmio_cache: !settings.no_mmio_cache.unwrap_or(false),
             fallback: !settings.no_fallback.unwrap_or(false),
+            deterministic: DeterministicConfig::new(settings)?,
             watch: settings.watch.unwrap_or(false),
             stats,
             stats_file: settings.stats_file.clone(),
             log: settings.log.clone(),
         })
+    }
+}
+
+impl DeterministicConfig {
+    /// Fills in defaults and checks, if a deterministic run is wanted.
+    fn new(settings: &Settings) -> Result<Option<Self>, ConfigError> {
+        if !settings.deterministic.unwrap_or(false) {
+            let said = [
+                ("--rtc", settings.rtc.is_some()),
+                ("--quantum", settings.quantum.is_some()),
+                ("--trace", settings.trace.is_some()),
+            ];
+            let said = said.into_iter().find(|(_, said)| *said);
+            return said.map_or(Ok(None), |(flag, _)| Err(ConfigError::NotDeterministic(flag)));
+        }
+        match settings.backend.unwrap_or_default() {
+            BackendChoice::Auto | BackendChoice::Soft => {}
+            backend @ (BackendChoice::Kvm | BackendChoice::Shadow) => {
+                return Err(ConfigError::DeterministicBackend(backend));
+            }
+        }
+        let quantum = settings.quantum.unwrap_or(DEFAULT_QUANTUM);
+        Ok(Some(Self {
+            rtc: settings.rtc.unwrap_or_default(),
+            quantum: NonZeroU64::new(quantum)
+                .filter(|_| quantum <= MAX_QUANTUM)
+                .ok_or(ConfigError::Quantum(quantum))?,
+            trace: settings.trace.clone(),
+        }))
     }
 }
 
@@ -210,6 +269,9 @@ pub fn fuzz_body(bytes: &[u8]) {
             assert!((1..=MAX_CPUS).contains(&machine.cpus));
             assert!(!config.cmdline.contains('\0'));
             assert!(machine.stats_file.is_none() || machine.stats.is_some());
+            if let Some(deterministic) = &machine.deterministic {
+                assert!((1..=MAX_QUANTUM).contains(&deterministic.quantum.get()));
+            }
         }
         Err(error) => assert_eq!(error.to_string().lines().count(), 1, "{error}"),
     }

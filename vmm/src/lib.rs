@@ -12,6 +12,7 @@ pub mod boot;
 pub mod builtin;
 pub mod cli;
 pub mod config;
+pub mod date;
 pub mod delay;
 pub mod doctor;
 pub mod exit_status;

@@ -1,7 +1,7 @@
 //! A machine: everything wired together, started, watched and taken apart again. The only module that names concrete
 //! types of all crates.
 //!
-//! Read in this order: [`choice`], [`engine`], [`ram`], [`board`], [`chipset`] and [`effects`] (the parts), [`ending`] (how it can end), [`watch`] and
+//! Read in this order: [`choice`], [`engine`], [`ram`], [`board`], [`chipset`], [`turns`] and [`effects`] (the parts), [`ending`] (how it can end), [`watch`] and
 //! [`console_input`] (what the main thread does meanwhile), then here.
 //!
 //! A reset is a real one: the machine is dropped and another one built in its place, so that nothing of the old state can
@@ -15,6 +15,7 @@ pub mod effects;
 pub mod ending;
 pub mod engine;
 pub mod ram;
+pub mod turns;
 pub mod watch;
 
 use crate::acpi;
@@ -32,7 +33,7 @@ use crate::terminal::say;
 use board::{Board, BoardError};
 use effects::Layout;
 use ending::{Ending, EndingBox};
-use engine::{Engine, Host};
+use engine::{Engine, Host, MadeVcpu};
 use ram::RamError;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -51,6 +52,7 @@ use umbra_vcpu::run_loop::{VcpuEnd, VcpuThreads};
 use umbra_vcpu::shadow::ShadowVmError;
 use umbra_vcpu::soft::SoftError;
 use umbra_vcpu::stats::VcpuStats;
+use umbra_vcpu::turns::SharedTrace;
 use watch::{Sources, Watched};
 
 /// How long vCPUs are given to come out of the guest. They take microseconds; this is for a host that hardly runs us.
@@ -197,11 +199,16 @@ impl Machine {
         let gate = ConsoleGate::default();
         let sink = engine.irq_sink();
         let board = match &purpose.console {
-            Console::Pane(pane) => Board::new(&layout, pane.clone(), sink)?,
+            Console::Pane(pane) => Board::new(&layout, pane.clone(), sink, engine.clock())?,
             Console::To(fd) => {
                 let endings = Arc::clone(&endings);
                 let closed = move || endings.put(Ending::OutputClosed);
-                Board::new(&layout, ConsoleOutput::new(*fd, gate.clone(), closed), sink)?
+                Board::new(
+                    &layout,
+                    ConsoleOutput::new(*fd, gate.clone(), closed),
+                    sink,
+                    engine.clock(),
+                )?
             }
         };
         if let Some(legacy) = engine.legacy() {
@@ -214,7 +221,7 @@ impl Machine {
             board.add_test_devices()?;
         }
 
-        let mut vcpus = Vec::with_capacity(config.cpus as usize);
+        let (mut free, mut in_turns) = (Vec::new(), Vec::new());
         for id in 0..config.cpus {
             let made = engine.vcpu(
                 id,
@@ -241,7 +248,10 @@ impl Machine {
             if let Some(counts) = made.software_cpu {
                 handler = handler.with_software_cpu(counts);
             }
-            vcpus.push((made.vcpu, handler));
+            match made.vcpu {
+                MadeVcpu::Free(vcpu) => free.push((vcpu, handler)),
+                MadeVcpu::InTurns(vcpu) => in_turns.push((*vcpu, handler)),
+            }
         }
         let vcpu_ended = EventHandle::new().map_err(descriptor)?;
         let layout = Layout::new(
@@ -255,7 +265,14 @@ impl Machine {
             say(format_args!("vmm: {notice}\n"));
         }
         let started = Instant::now();
-        let vcpus = VcpuThreads::start(vcpus, Arc::new(layout)).map_err(|source| MachineError::Host {
+        let vcpus = match (engine.life(), engine.chipset()) {
+            (Some(life), Some(chipset)) => {
+                let options = life.options(&chipset.legacy.pit, &chipset.apics, &board.serial);
+                VcpuThreads::start_in_turns(in_turns, Arc::new(layout), options)
+            }
+            _ => VcpuThreads::start(free, Arc::new(layout)),
+        };
+        let vcpus = vcpus.map_err(|source| MachineError::Host {
             what: "cannot start a vCPU's thread",
             source,
         })?;
@@ -292,6 +309,7 @@ impl Machine {
         let sources = Sources {
             signals,
             terminal,
+            scripted: self.engine.life().is_some_and(turns::Life::is_scripted),
             endings: &endings,
             vcpu_ended: &vcpu_ended,
             serial: &serial,
@@ -314,13 +332,11 @@ impl Machine {
             self.ram.clone(),
         );
         let (backend, cpus, started) = (self.engine.backend(), self.cpus, self.started);
+        let trace = self.engine.trace();
         move || {
             let per_vcpu = control.stats(ANSWER).unwrap_or_else(|_| control.last_stats());
-            show(&with_mmu(
-                report(backend, cpus, started.elapsed(), &per_vcpu),
-                &*page_tables,
-                &ram,
-            ));
+            let report = report(backend, cpus, started.elapsed(), &per_vcpu);
+            show(&with_trace(with_mmu(report, &*page_tables, &ram), trace.as_ref()));
         }
     }
 
@@ -347,10 +363,13 @@ impl Machine {
         Stopped {
             ram: self.ram.clone(),
             mid_line: self.gate.is_mid_line(),
-            report: with_mmu(
-                report(self.engine.backend(), self.cpus, wall, &per_vcpu),
-                &*self.page_tables,
-                &self.ram,
+            report: with_trace(
+                with_mmu(
+                    report(self.engine.backend(), self.cpus, wall, &per_vcpu),
+                    &*self.page_tables,
+                    &self.ram,
+                ),
+                self.engine.trace().as_ref(),
             ),
             vcpus: (0..self.cpus).map(|vcpu| control.take_state(vcpu)).collect(),
             mmu: self.mmu,
@@ -387,7 +406,8 @@ impl Watched for Machine {
         let control = self.vcpus.control();
         let per_vcpu = control.stats(PATIENCE).unwrap_or_else(|_| control.last_stats());
         let report = report(self.engine.backend(), self.cpus, self.started.elapsed(), &per_vcpu);
-        (self.show)(&with_mmu(report, &*self.page_tables, &self.ram));
+        let report = with_mmu(report, &*self.page_tables, &self.ram);
+        (self.show)(&with_trace(report, self.engine.trace().as_ref()));
     }
 
     fn toggle_pause(&mut self) -> bool {
@@ -444,6 +464,14 @@ fn with_mmu(report: RunReport, page_tables: &dyn Fn() -> u32, ram: &GuestRam) ->
     RunReport {
         slot_generation: ram.snapshot().generation().get(),
         page_tables: page_tables(),
+        ..report
+    }
+}
+
+/// The same with what there is to say of a deterministic run.
+fn with_trace(report: RunReport, trace: Option<&SharedTrace>) -> RunReport {
+    RunReport {
+        deterministic: trace.map(SharedTrace::summary),
         ..report
     }
 }

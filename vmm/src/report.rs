@@ -8,6 +8,7 @@ use std::time::Duration;
 use umbra_vcpu::fallback::Stretches;
 use umbra_vcpu::soft::SoftRun;
 use umbra_vcpu::stats::{BusStats, ExitKind, ExitStat, HotPage, MmioStats, VcpuStats};
+use umbra_vcpu::turns::TraceSummary;
 
 /// What a run did.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -26,6 +27,8 @@ pub struct RunReport {
     pub page_tables: u32,
     /// The vCPUs' counts, added up.
     pub stats: VcpuStats,
+    /// What can be compared with another run, if this one is deterministic: of all lives together.
+    pub deterministic: Option<TraceSummary>,
 }
 
 /// How a report looks as JSON.
@@ -48,6 +51,18 @@ struct Json<'a> {
     in_software: &'a BTreeMap<String, u64>,
     stretches: &'a Stretches,
     software_cpu: &'a SoftRun,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deterministic: Option<JsonTrace<'a>>,
+}
+
+/// How a deterministic run looks in it. The digest is text, because JSON's numbers don't have 64 bits everywhere.
+#[derive(Serialize)]
+struct JsonTrace<'a> {
+    instructions: u64,
+    instructions_by_vcpu: &'a [u64],
+    guest_seconds: f64,
+    events: u64,
+    digest: String,
 }
 
 impl RunReport {
@@ -59,6 +74,7 @@ impl RunReport {
         self.slot_generation = next.slot_generation;
         self.page_tables = next.page_tables;
         self.stats.add(&next.stats);
+        self.deterministic.clone_from(&next.deterministic);
         self
     }
 
@@ -94,6 +110,13 @@ impl RunReport {
             in_software,
             stretches,
             software_cpu,
+            deterministic: self.deterministic.as_ref().map(|trace| JsonTrace {
+                instructions: trace.total(),
+                instructions_by_vcpu: &trace.instructions,
+                guest_seconds: trace.time.as_secs_f64(),
+                events: trace.events,
+                digest: text::digest(trace.digest),
+            }),
         };
         // Strings, numbers and maps with words as keys: serialising them cannot fail.
         serde_json::to_string(&json).unwrap_or_default()

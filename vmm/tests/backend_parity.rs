@@ -6,8 +6,8 @@ mod support;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use support::kvm_usable;
-use umbra_devices::Effect;
 use umbra_devices::bus::EventHandle;
+use umbra_devices::{Effect, HostClock};
 use umbra_memslots::ram::GuestRam;
 use umbra_memslots::{Gpa, GuestMemory, SlotLimits, SlotObserver, SlotTable};
 use umbra_mmu::direct::{DirectMmu, DirectOptions, SlotFollower};
@@ -111,7 +111,7 @@ fn play(machine: &Machine) -> Run {
     };
     let state = boot::load(&*memory.snapshot(), request).unwrap();
     let console = Console::default();
-    let board = Board::new(&layout, console.clone(), None).unwrap();
+    let board = Board::new(&layout, console.clone(), None, Arc::new(HostClock::new())).unwrap();
     board.add_test_devices().unwrap();
     let platform = Layout::new(
         memory.clone(),

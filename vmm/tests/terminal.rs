@@ -308,3 +308,21 @@ fn screen_is_given_back_however_a_watched_guest_ends() {
         }
     }
 }
+
+#[test]
+fn deterministic_guest_takes_what_is_typed_when_it_comes() {
+    let Some(mut session) = Session::run_with(&guests::echo(), &["--backend", "soft", "--deterministic"]) else {
+        return;
+    };
+    session.expect("ready");
+    session.type_in("umbra");
+    session.expect("UMBRA");
+    session.type_in("\x01p");
+    session.expect("paused");
+    session.type_in("\x01p");
+    session.expect("running");
+    session.type_in("again");
+    session.expect("AGAIN");
+    session.type_in("\x01x");
+    assert_eq!(session.end().code(), Some(QUIT));
+}

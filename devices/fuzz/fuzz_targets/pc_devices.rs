@@ -5,6 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use std::io;
 use std::sync::Arc;
 use umbra_devices::models::cmos::{self, Cmos, MemorySize};
+use umbra_devices::models::fpu_error::{self, FpuErrorLogic};
 use umbra_devices::models::i8042::{self, I8042};
 use umbra_devices::models::ioapic::{self, IoApic};
 use umbra_devices::models::lapic::{self, ApicBus};
@@ -16,7 +17,7 @@ use umbra_devices::{IrqLine, ManualClock};
 
 fuzz_target!(|data: &[u8]| {
     let Some((choice, data)) = data.split_first() else { return };
-    match choice % 7 {
+    match choice % 8 {
         0 => device(data, serial::regs::LEN, &Serial::new(io::sink(), IrqLine::detached())),
         1 => device(data, i8042::regs::LEN, &I8042::new()),
         2 => {
@@ -29,6 +30,7 @@ fuzz_target!(|data: &[u8]| {
             let bus = ApicBus::new(2, Arc::new(ManualClock::default()), 1);
             device(data, lapic::regs::LEN, &*bus.apics()[0]);
         }
+        6 => device(data, fpu_error::regs::LEN, &FpuErrorLogic::new(IrqLine::detached())),
         _ => device(data, ResetControl::LEN, &ResetControl::new()),
     }
 });

@@ -315,8 +315,9 @@ impl Platform for World {
         Err(Stop::Unsupported)
     }
 
+    /// It has every feature that a bit of CR4 belongs to.
     fn cpuid(&mut self, _leaf: u32, _subleaf: u32) -> [u32; 4] {
-        [0; 4]
+        [u32::MAX; 4]
     }
 
     fn tsc(&mut self) -> u64 {

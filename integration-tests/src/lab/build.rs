@@ -77,12 +77,13 @@ pub fn startup() -> Result<PathBuf, BuildError> {
     named("startup", lab_cargo(&["build", "-p", package, "--bin", "startup"])?)
 }
 
-/// Builds the `vmm` binary for this machine, as `cargo build` does.
+/// Builds the `vmm` binary for this machine, with this profile.
 ///
 /// # Errors
 /// Cargo can't be run or fails.
-pub fn native_vmm() -> Result<PathBuf, BuildError> {
-    named("vmm", cargo(&["build", "-p", "umbra-vmm", "--bin", "vmm"], |_| {})?)
+pub fn native_vmm(profile: &str) -> Result<PathBuf, BuildError> {
+    let arguments = ["build", "-p", "umbra-vmm", "--bin", "vmm", "--profile", profile];
+    named("vmm", cargo(&arguments, |_| {})?)
 }
 
 fn named(target: &'static str, executables: Vec<Executable>) -> Result<PathBuf, BuildError> {

@@ -2,6 +2,7 @@
 
 use super::cpio::{Archive, Kind, TooLong};
 use super::host::Host;
+use crate::linux_init;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -111,6 +112,17 @@ pub fn build(host: &Host, programs: &[Program], extras: &[Extra]) -> Result<Vec<
 pub fn build_guest(host: &Host, init: &[u8]) -> Result<Vec<u8>, InitramfsError> {
     let mut archive = Archive::new();
     add_base(&mut archive, host, init)?;
+    Ok(archive.finish()?)
+}
+
+/// A guest's initramfs with nothing but this `/init` and the kernel's log.
+///
+/// # Errors
+/// The program doesn't fit.
+pub fn build_tiny(init: &[u8]) -> Result<Vec<u8>, InitramfsError> {
+    let mut archive = Archive::new();
+    archive.add("init", Kind::File { mode: 0o755 }, init)?;
+    archive.add(linux_init::LOG, Kind::CharDevice { major: 1, minor: 11 }, &[])?;
     Ok(archive.finish()?)
 }
 

@@ -2,9 +2,8 @@
 
 use super::LabError;
 use super::build::{self, Executable};
-use super::cpio::{Archive, Kind};
 use super::host::Host;
-use super::initramfs::{self, Extra, InitramfsError, Program};
+use super::initramfs::{self, Extra, Program};
 use crate::multiboot::{self, Class};
 use crate::{guest_files, linux_init, vmlinux};
 use std::path::PathBuf;
@@ -85,19 +84,12 @@ pub fn build(host: &Host, suite: Suite) -> Result<Plan, LabError> {
 /// As [`build()`]; also if the small kernel has not been built.
 pub fn figures(host: &Host) -> Result<Plan, LabError> {
     let small = small_kernel()?;
-    let init = linux_init::program()?;
-    let mut initrd = Archive::new();
-    initrd
-        .add("init", Kind::File { mode: 0o755 }, &init)
-        .map_err(InitramfsError::from)?;
-    initrd
-        .add(linux_init::LOG, Kind::CharDevice { major: 1, minor: 11 }, &[])
-        .map_err(InitramfsError::from)?;
+    let initrd = initramfs::build_tiny(&linux_init::program()?)?;
     let files = [
         (guest_files::SMALL_VMLINUX, initramfs::read(&small.join("vmlinux"))?),
         (guest_files::SMALL_BZIMAGE, initramfs::read(&small.join("bzImage"))?),
         (guest_files::BZIMAGE, initramfs::read(&host.kernel)?),
-        (guest_files::TINY_INITRD, initrd.finish().map_err(InitramfsError::from)?),
+        (guest_files::TINY_INITRD, initrd),
     ];
     let executable = build::startup()?;
     let program = |name: &str, kernel: &str| Program {

@@ -94,7 +94,7 @@ impl<E: Memory + Platform> Cpu<E> {
 
     /// How the paging unit is to see an explicit access at the present privilege level.
     #[inline]
-    pub(super) fn access(&self, kind: AccessKind) -> Access {
+    pub(crate) fn access(&self, kind: AccessKind) -> Access {
         Access {
             kind,
             user: self.state.cpl() == 3,
@@ -147,10 +147,10 @@ impl<E: Memory + Platform> Cpu<E> {
     pub(super) fn load_as(&mut self, at: Gva, width: Width, access: Access) -> Result<u64, Stop> {
         let mut bytes = [0; 8];
         match width {
-            Width::B1 => self.env.read(at, &mut bytes[..1], access)?,
-            Width::B2 => self.env.read(at, &mut bytes[..2], access)?,
-            Width::B4 => self.env.read(at, &mut bytes[..4], access)?,
-            Width::B8 => self.env.read(at, &mut bytes, access)?,
+            Width::B1 => self.read_memory(at, &mut bytes[..1], access)?,
+            Width::B2 => self.read_memory(at, &mut bytes[..2], access)?,
+            Width::B4 => self.read_memory(at, &mut bytes[..4], access)?,
+            Width::B8 => self.read_memory(at, &mut bytes, access)?,
         }
         Ok(u64::from_le_bytes(bytes))
     }
@@ -168,10 +168,10 @@ impl<E: Memory + Platform> Cpu<E> {
     pub(super) fn store_as(&mut self, at: Gva, value: u64, width: Width, access: Access) -> Result<(), Stop> {
         let bytes = value.to_le_bytes();
         match width {
-            Width::B1 => self.env.write(at, &bytes[..1], access),
-            Width::B2 => self.env.write(at, &bytes[..2], access),
-            Width::B4 => self.env.write(at, &bytes[..4], access),
-            Width::B8 => self.env.write(at, &bytes, access),
+            Width::B1 => self.write_memory(at, &bytes[..1], access),
+            Width::B2 => self.write_memory(at, &bytes[..2], access),
+            Width::B4 => self.write_memory(at, &bytes[..4], access),
+            Width::B8 => self.write_memory(at, &bytes, access),
         }
     }
 }

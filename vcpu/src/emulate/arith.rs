@@ -128,13 +128,10 @@ impl<E: Memory + Platform> Cpu<E> {
         let new = pair(self.state.gpr[RBX], self.state.gpr[RCX]);
         for _ in 0..1 << 16 {
             let mut old = [0; 16];
-            self.env.read(at, &mut old[..length], access)?;
+            self.read_memory(at, &mut old[..length], access)?;
             let equal = old[..length] == expected[..length];
             let write = if equal { &new } else { &old };
-            if !self
-                .env
-                .compare_exchange(at, &old[..length], &write[..length], access)?
-            {
+            if !self.exchange_memory(at, &old[..length], &write[..length], access)? {
                 continue;
             }
             if !equal {

@@ -1,14 +1,34 @@
-//! `mov` with control and debug registers, `lmsw smsw clts` (SDM vol. 3A sections 2.5, 2.8, 17.2; vol. 2 MOV).
+//! `mov` with control and debug registers, `lmsw smsw clts` (SDM vol. 3A sections 2.5, 2.8, vol. 3B section 18.2, vol. 2 MOV).
 
 use super::environment::{Memory, Platform, Stop, Translation};
 use super::exception::{self, Exception};
-use super::state::{cr0, cr4, efer};
+use super::state::{cr0, cr4, dr7, efer, pae_paging};
 use super::width::Width;
 use super::{Cpu, Flow};
+use crate::regs::SystemRegs;
 use iced_x86::{Instruction, OpKind, Register};
 
-/// CR4 bits that the core knows; the others are reserved.
-const CR4_KNOWN: u64 = 0x0077_1fff;
+/// CR4 bits that the core knows, each with what announces it: leaf, register (EAX is 0) and bit of CPUID. The others are
+/// reserved (SDM vol. 3A section 2.5, vol. 2 CPUID). Of the virtual interrupt flags the core knows only that they are there.
+const CR4_FEATURES: [(u64, u32, usize, u32); 17] = [
+    (cr4::VME | cr4::PVI, 1, 3, 1),
+    (cr4::TSD, 1, 3, 4),
+    (cr4::DE, 1, 3, 2),
+    (cr4::PSE, 1, 3, 3),
+    (cr4::PAE, 1, 3, 6),
+    (cr4::MCE, 1, 3, 7),
+    (cr4::PGE, 1, 3, 13),
+    (cr4::OSFXSR, 1, 3, 24),
+    (cr4::OSXMMEXCPT, 1, 3, 25),
+    (cr4::PCIDE, 1, 2, 17),
+    (cr4::OSXSAVE, 1, 2, 26),
+    (cr4::FSGSBASE, 7, 1, 0),
+    (cr4::SMEP, 7, 1, 7),
+    (cr4::SMAP, 7, 1, 20),
+    (cr4::UMIP, 7, 2, 2),
+    (cr4::PKE, 7, 2, 3),
+    (cr4::LA57, 7, 2, 16),
+];
 /// CR0 bits that exist; writes to the others in the low half are ignored.
 const CR0_KNOWN: u64 =
     cr0::PE | cr0::MP | cr0::EM | cr0::TS | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::NW | cr0::CD | cr0::PG;
@@ -88,13 +108,28 @@ impl<E: Memory + Platform> Cpu<E> {
             sys.efer &= !efer::LMA;
         }
         sys.cr0 = new;
+        let reload = (old ^ new) & (cr0::CD | cr0::NW | cr0::PG) != 0;
+        let pdptes = self.pdptes_for(&sys, reload)?;
         if old & cr0::PE != 0 && new & cr0::PE == 0 {
             // Real mode is always at level 0.
             sys.ss.dpl = 0;
         }
         self.state.sys = sys;
+        self.state.pdptes = pdptes;
         self.env.translation(Translation::ControlsChanged, &self.state);
         Ok(())
+    }
+
+    /// The PDPTE registers to go on with when `sys` takes effect; read from memory if that is one of the moments for it.
+    ///
+    /// # Errors
+    /// #GP(0) if they can't be loaded.
+    pub(super) fn pdptes_for(&mut self, sys: &SystemRegs, reload: bool) -> Result<[u64; 4], Stop> {
+        if reload && pae_paging(sys) {
+            self.env.load_pdptes(sys)
+        } else {
+            Ok(self.state.pdptes)
+        }
     }
 
     fn write_cr3(&mut self, value: u64) -> Result<(), Stop> {
@@ -108,22 +143,47 @@ impl<E: Memory + Platform> Cpu<E> {
                 return Err(GP0);
             }
         }
-        self.state.sys.cr3 = value;
+        let sys = SystemRegs {
+            cr3: value,
+            ..self.state.sys
+        };
+        self.state.pdptes = self.pdptes_for(&sys, true)?;
+        self.state.sys = sys;
         self.env.translation(Translation::ControlsChanged, &self.state);
         Ok(())
     }
 
+    /// CR4 bits that exist.
+    fn cr4_bits(&mut self) -> u64 {
+        let (basic, structured) = (self.env.cpuid(1, 0), self.env.cpuid(7, 0));
+        CR4_FEATURES
+            .into_iter()
+            .filter(|(_, leaf, register, bit)| {
+                let registers = if *leaf == 1 { &basic } else { &structured };
+                registers[*register] >> bit & 1 != 0
+            })
+            // Of performance counters there may be none, and the bit is there.
+            .fold(cr4::PCE, |bits, (bit, ..)| bits | bit)
+    }
+
     fn write_cr4(&mut self, value: u64) -> Result<(), Stop> {
+        let exist = self.cr4_bits();
         let old = self.state.sys.cr4;
         let changed = old ^ value;
         let long = self.state.long_mode();
         let leaves_pae = long && value & cr4::PAE == 0;
         let moves_levels = long && changed & cr4::LA57 != 0;
         let starts_pcid = value & !old & cr4::PCIDE != 0 && (!long || self.state.sys.cr3 & 0xfff != 0);
-        if value & !CR4_KNOWN != 0 || leaves_pae || moves_levels || starts_pcid {
+        if value & !exist != 0 || leaves_pae || moves_levels || starts_pcid {
             return Err(GP0);
         }
-        self.state.sys.cr4 = value;
+        let sys = SystemRegs {
+            cr4: value,
+            ..self.state.sys
+        };
+        let reload = changed & (cr4::PAE | cr4::PGE | cr4::PSE | cr4::SMEP) != 0;
+        self.state.pdptes = self.pdptes_for(&sys, reload)?;
+        self.state.sys = sys;
         self.env.translation(Translation::ControlsChanged, &self.state);
         Ok(())
     }
@@ -144,7 +204,7 @@ impl<E: Memory + Platform> Cpu<E> {
         }
         self.state.debug[number] = match number {
             6 => value & 0xe00f | 0xffff_0ff0,
-            7 => value & 0xffff_2fff | 0x400,
+            7 => value & 0xffff_23ff | dr7::FIXED,
             _ => value,
         };
         Ok(Flow::Next)
@@ -160,11 +220,8 @@ impl<E: Memory + Platform> Cpu<E> {
             _ => return Err(Exception::UD.into()),
         };
         self.require_cpl0()?;
-        const GENERAL_DETECT: u64 = 1 << 13;
-        if self.state.debug[7] & GENERAL_DETECT != 0 {
-            self.state.debug[7] &= !GENERAL_DETECT;
-            self.state.debug[6] |= GENERAL_DETECT;
-            return Err(Exception::new(exception::DB).into());
+        if self.state.debug[7] & dr7::GENERAL_DETECT != 0 {
+            return Err(Exception::debug(exception::debug_cause::REGISTER_ACCESS).into());
         }
         Ok(number)
     }

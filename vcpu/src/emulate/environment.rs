@@ -6,6 +6,7 @@
 
 use super::exception::Exception;
 use super::state::CpuState;
+use crate::regs::SystemRegs;
 use umbra_devices::{IoOp, IoSize};
 use umbra_memslots::{Gpa, Gva};
 
@@ -20,6 +21,8 @@ pub enum Stop {
     Unsupported,
     /// A locked access lost against other CPUs too often; nothing happened, step again.
     Contended,
+    /// The CPU waits for an interrupt before it begins the instruction; nothing happened, step again.
+    Frozen,
     /// An exception arose while delivering a double fault: the CPU shuts down.
     TripleFault,
 }
@@ -178,8 +181,22 @@ pub trait Platform {
     /// CR8 becomes this, 0 to 15.
     fn set_task_priority(&mut self, _value: u64) {}
 
+    /// An x87 instruction that waits is about to begin, and CR0.NE is clear: FERR# says whether an exception is pending.
+    /// Whether the CPU goes on with a pending one, as IGNNE# decides. Without anybody at these pins it does.
+    fn fpu_error(&mut self, _pending: bool) -> bool {
+        true
+    }
+
     /// `iret` has returned from a handler.
     fn handler_returned(&mut self) {}
+
+    /// The four entries at CR3 for the PDPTE registers, when `sys`, with PAE paging, is about to take effect.
+    ///
+    /// # Errors
+    /// #GP(0) if one of them has reserved bits (SDM vol. 3A section 4.4.1): nothing takes effect then.
+    fn load_pdptes(&mut self, _sys: &SystemRegs) -> Result<[u64; 4], Stop> {
+        Ok([0; 4])
+    }
 
     /// Address translation changed.
     fn translation(&mut self, change: Translation, state: &CpuState);

@@ -11,6 +11,8 @@ pub struct Exception {
     pub error_code: Option<u32>,
     /// The faulting linear address, for #PF only.
     pub cr2: Option<Gva>,
+    /// For #DB only: its causes, bits of [`debug_cause`]. None for `int1`.
+    pub debug: u64,
 }
 
 /// Divide error.
@@ -45,6 +47,8 @@ pub const PF: u8 = 14;
 pub const MF: u8 = 16;
 /// Alignment check.
 pub const AC: u8 = 17;
+/// Machine check.
+pub const MC: u8 = 18;
 /// SIMD floating-point error.
 pub const XM: u8 = 19;
 
@@ -55,15 +59,15 @@ impl Exception {
             vector,
             error_code: None,
             cr2: None,
+            debug: 0,
         }
     }
 
     /// An exception with error code.
     pub const fn with_code(vector: u8, code: u32) -> Self {
         Self {
-            vector,
             error_code: Some(code),
-            cr2: None,
+            ..Self::new(vector)
         }
     }
 
@@ -75,9 +79,27 @@ impl Exception {
     /// A page fault.
     pub const fn page_fault(code: u32, address: Gva) -> Self {
         Self {
-            vector: PF,
-            error_code: Some(code),
             cr2: Some(address),
+            ..Self::with_code(PF, code)
+        }
+    }
+
+    /// #DB with its causes.
+    pub const fn debug(causes: u64) -> Self {
+        Self {
+            debug: causes,
+            ..Self::new(DB)
+        }
+    }
+
+    /// Whether the instruction is begun anew afterwards, so that RFLAGS.RF is set in what is saved of it (SDM vol. 3B
+    /// section 18.3.1.1). An instruction breakpoint's #DB is reported like a trap there, so that it is met again unless
+    /// the handler sets RF.
+    pub const fn is_fault(&self) -> bool {
+        match self.vector {
+            DB => self.debug & debug_cause::REGISTER_ACCESS != 0,
+            NMI | BP | OF | DF | MC => false,
+            vector => vector < 32,
         }
     }
 
@@ -99,4 +121,16 @@ pub mod page_fault_code {
     pub const FETCH: u32 = 1 << 4;
     /// Protection key.
     pub const KEY: u32 = 1 << 5;
+}
+
+/// Causes of #DB, as DR6 shows them (SDM vol. 3B section 18.2.3). Bits 0 to 3: breakpoints 0 to 3.
+pub mod debug_cause {
+    /// All breakpoints.
+    pub const BREAKPOINTS: u64 = 15;
+    /// BD: access to a debug register while DR7.GD was set.
+    pub const REGISTER_ACCESS: u64 = 1 << 13;
+    /// BS: single step.
+    pub const SINGLE_STEP: u64 = 1 << 14;
+    /// BT: switch to a task whose T bit is set.
+    pub const TASK_SWITCH: u64 = 1 << 15;
 }

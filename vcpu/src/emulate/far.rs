@@ -5,6 +5,7 @@ use super::environment::{Access, AccessKind, Memory, Platform, Stop};
 use super::exception::{self, Exception};
 use super::segment::{null_segment, real_segment};
 use super::state::RSP;
+use super::task::Cause;
 use super::width::Width;
 use super::{Cpu, Flow};
 use crate::regs::Segment;
@@ -43,6 +44,7 @@ impl<E: Memory + Platform> Cpu<E> {
 
     pub(super) fn jmp_far(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
         let (offset, selector, _) = self.far_target(insn)?;
+        let back = self.next_rip(insn);
         if self.state.real_segments() {
             return self.jump_real(offset, selector);
         }
@@ -52,6 +54,9 @@ impl<E: Memory + Platform> Cpu<E> {
                 let cpl = cpu.state.cpl();
                 cpu.check_code(descriptor, selector, (selector & 3) as u8, cpl)?;
                 return cpu.enter_code(descriptor, selector, cpl, offset);
+            }
+            if let Some(task) = cpu.task_target(descriptor, selector)? {
+                return cpu.switch_task(task, Cause::Jump, back);
             }
             let (target, selector, offset) = cpu.call_gate(descriptor, selector)?;
             let cpl = cpu.state.cpl();
@@ -78,10 +83,16 @@ impl<E: Memory + Platform> Cpu<E> {
             if descriptor.is_code() {
                 cpu.check_code(descriptor, selector, (selector & 3) as u8, cpl)?;
                 let access = cpu.access(AccessKind::Write);
-                cpu.probe_frame(2, width, access)?;
+                // The frame is pushed by the rules of the new code, which from compatibility mode may be of 64 bits.
+                if descriptor.long() == cpu.state.sys.cs.long {
+                    cpu.probe_frame(2, width, access)?;
+                }
                 let flow = cpu.enter_code(descriptor, selector, cpl, offset)?;
                 cpu.push_frame(&[old_cs, back], width, access)?;
                 return Ok(flow);
+            }
+            if let Some(task) = cpu.task_target(descriptor, selector)? {
+                return cpu.switch_task(task, Cause::Call, back);
             }
             let width = match descriptor.kind() {
                 system::CALL_GATE if cpu.state.long_mode() => Width::B8,
@@ -150,8 +161,11 @@ impl<E: Memory + Platform> Cpu<E> {
             let rpl = (selector & 3) as u8;
             let descriptor = cpu.return_descriptor(selector)?;
             if rpl == cpl {
-                cpu.release(2 * step + extra);
-                return cpu.enter_code(descriptor, selector, cpl, offset);
+                cpu.release(2 * step);
+                let flow = cpu.enter_code(descriptor, selector, cpl, offset)?;
+                // By the rules of the new code, which from compatibility mode may be of 64 bits.
+                cpu.release(extra);
+                return Ok(flow);
             }
             let pointer = cpu.peek(2 * step + extra, width)?;
             let stack_selector = cpu.peek(3 * step + extra, width)? as u16;
@@ -262,13 +276,7 @@ impl<E: Memory + Platform> Cpu<E> {
         let long = self.state.long_mode();
         let is_gate = gate.kind() == system::CALL_GATE || (!long && gate.kind() == system::CALL_GATE_16);
         if gate.non_system() || !is_gate {
-            let task = matches!(gate.kind(), system::TASK_GATE | system::TSS | system::TSS_16);
-            // Tasks of the 386 are not offered; nothing since has used them.
-            return Err(if !gate.non_system() && !long && task {
-                Stop::Unsupported
-            } else {
-                gp(selector)
-            });
+            return Err(gp(selector));
         }
         let cpl = self.state.cpl();
         if gate.dpl() < cpl || gate.dpl() < (selector & 3) as u8 {
@@ -418,7 +426,7 @@ impl<E: Memory + Platform> Cpu<E> {
             .stack_width()
             .cut(self.stack_pointer().wrapping_sub(length as u64));
         let at = self.linear(Register::SS, bottom, length, AccessKind::Write)?;
-        self.env.write(at, &bytes, access)?;
+        self.write_pushed(at, &bytes, step, access)?;
         self.set_stack_pointer(bottom);
         Ok(())
     }

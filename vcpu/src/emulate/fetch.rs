@@ -4,7 +4,7 @@ use super::environment::{Access, AccessKind, Memory, Platform, Stop};
 use super::exception::Exception;
 use super::state::CodeSize;
 use super::{Cpu, Decoded};
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Register};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Register};
 use umbra_memslots::Gva;
 
 /// The longest instruction.
@@ -62,20 +62,18 @@ impl<E: Memory + Platform> Cpu<E> {
         self.access(AccessKind::Fetch)
     }
 
-    /// Decodes instructions from CS:RIP on, up to the first that may not go on to the next, and gives them to `take`
-    /// with the number of bytes so far. `bytes` is what lies at CS:RIP; an instruction that doesn't end within it is not
-    /// given. Stops also when `take` says so.
+    /// Decodes instructions from CS:RIP on and gives them to `take` with the number of bytes so far, until that says
+    /// `false`. `bytes` is what lies at CS:RIP; an instruction that doesn't end within it is not given.
     pub fn decode_run(&self, bytes: &[u8], mut take: impl FnMut(Decoded<E>, usize) -> bool) {
-        let size = self.state.code_size();
-        let mut done = 0;
-        while done < bytes.len() {
-            let (insn, error) = decode(size, self.state.rip.wrapping_add(done as u64), &bytes[done..]);
-            if error == DecoderError::NoMoreBytes || (insn.is_invalid() && insn.len() >= MAX) {
+        let mut decoder = decoder(self.state.code_size(), self.state.rip, bytes);
+        let mut insn = Instruction::default();
+        while decoder.can_decode() {
+            decoder.decode_out(&mut insn);
+            let too_long = insn.is_invalid() && insn.len() >= MAX;
+            if decoder.last_error() == DecoderError::NoMoreBytes || too_long {
                 return;
             }
-            let last = insn.flow_control() != FlowControl::Next;
-            done += insn.len();
-            if !take(Decoded::new(insn), done) || last {
+            if !take(Decoded::new(insn), decoder.position()) {
                 return;
             }
         }
@@ -84,12 +82,16 @@ impl<E: Memory + Platform> Cpu<E> {
 
 /// Decodes the first instruction in `bytes`.
 pub(crate) fn decode(size: CodeSize, offset: u64, bytes: &[u8]) -> (Instruction, DecoderError) {
+    let mut decoder = decoder(size, offset, bytes);
+    let insn = decoder.decode();
+    (insn, decoder.last_error())
+}
+
+fn decoder(size: CodeSize, offset: u64, bytes: &[u8]) -> Decoder<'_> {
     let bitness = match size {
         CodeSize::Bits16 => 16,
         CodeSize::Bits32 => 32,
         CodeSize::Bits64 => 64,
     };
-    let mut decoder = Decoder::with_ip(bitness, bytes, offset, DecoderOptions::NONE);
-    let insn = decoder.decode();
-    (insn, decoder.last_error())
+    Decoder::with_ip(bitness, bytes, offset, DecoderOptions::NONE)
 }

@@ -31,7 +31,11 @@ impl<E: Memory + Platform> Cpu<E> {
         // Interrupts wait for the instruction after an `sti` that did enable them.
         let shadow = set && !self.state.flag(IF);
         self.state.set_flags(IF, flags::when(set, IF));
-        Ok(if shadow { Flow::NextWithShadow } else { Flow::Next })
+        Ok(if shadow {
+            Flow::NextWithShadow { traps: true }
+        } else {
+            Flow::Next
+        })
     }
 
     /// `clac` and `stac`.

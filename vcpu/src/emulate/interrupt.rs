@@ -7,7 +7,8 @@ use super::exception::{self, Exception};
 use super::far::NewStack;
 use super::flags::{AC, IF, NT, RF, TF, VM};
 use super::segment::null_segment;
-use super::state::RSP;
+use super::state::{RSP, dr7};
+use super::task::Cause;
 use super::width::Width;
 use super::{Cpu, Flow};
 use crate::regs::Segment;
@@ -36,33 +37,60 @@ pub struct Event {
 
 impl<E: Memory + Platform> Cpu<E> {
     /// Delivers an exception or interrupt; RIP is the one to return to. Exceptions that arise on the way become double
-    /// faults as the architecture says (SDM vol. 3A table 6-5).
+    /// faults as the architecture says (SDM vol. 3A table 6-5). Afterwards another exception may be [`Cpu::due`].
     ///
     /// # Errors
-    /// [`Stop::TripleFault`]; [`Stop::Pending`] or [`Stop::Unsupported`], with nothing changed.
+    /// [`Stop::TripleFault`]; [`Stop::Pending`] or [`Stop::Unsupported`], with nothing changed but CR2.
     pub fn deliver(&mut self, event: Event) -> Result<(), Stop> {
         let mut event = event;
         loop {
             let back = self.state.rip;
-            let stop = match self.whole(|cpu| cpu.enter_handler(event, back)) {
-                Ok(_) => return Ok(()),
-                Err(stop) => stop,
+            self.note(&event.exception);
+            let held = self.state.pending_debug;
+            let (second, switched) = match self.whole(|cpu| cpu.enter_handler(event, back)) {
+                // Another task's handler could not be entered: that task's exception is delivered next.
+                Ok(_) => match self.state.late_fault.take() {
+                    Some(second) => (second, true),
+                    None => return Ok(()),
+                },
+                Err(stop) => {
+                    self.state.pending_debug = held;
+                    let Stop::Fault(second) = stop else { return Err(stop) };
+                    (second, false)
+                }
             };
-            let Stop::Fault(second) = stop else { return Err(stop) };
             let first = event.exception.vector;
             let genuine = event.source == Source::Exception;
             if genuine && first == exception::DF {
                 return Err(Stop::TripleFault);
             }
+            self.note(&second);
             let exception = if genuine && doubles(first, second.vector) {
                 Exception::with_code(exception::DF, 0)
             } else {
                 second
             };
+            if switched {
+                self.state.late_fault = Some(exception);
+                return Ok(());
+            }
             event = Event {
                 exception,
                 source: Source::Exception,
             };
+        }
+    }
+
+    /// What an exception leaves in CR2, DR6 and DR7.
+    fn note(&mut self, exception: &Exception) {
+        if let Some(address) = exception.cr2 {
+            self.state.sys.cr2 = address.get();
+        }
+        // The causes are new each time, except those that only the program clears.
+        if exception.debug != 0 {
+            let debug = &mut self.state.debug;
+            debug[6] = debug[6] & !exception::debug_cause::BREAKPOINTS | exception.debug;
+            debug[7] &= !dr7::GENERAL_DETECT;
         }
     }
 
@@ -86,12 +114,17 @@ impl<E: Memory + Platform> Cpu<E> {
             source: Source::External,
         };
         let back = self.next_rip(insn);
-        self.whole(|cpu| cpu.enter_handler(event, back))
+        self.whole(|cpu| {
+            cpu.state.set_flags(RF, 0);
+            cpu.enter_handler(event, back)
+        })
     }
 
     fn enter_handler(&mut self, event: Event, back: u64) -> Result<Flow, Stop> {
-        if let Some(address) = event.exception.cr2 {
-            self.state.sys.cr2 = address.get();
+        match event.source {
+            Source::Exception if event.exception.is_fault() => self.state.set_flags(RF, RF),
+            Source::Software => self.state.set_flags(RF, 0),
+            _ => {}
         }
         let flow = if self.state.protected() {
             self.enter_protected(event, back)
@@ -101,14 +134,16 @@ impl<E: Memory + Platform> Cpu<E> {
         match flow {
             Ok(Flow::Jump(target)) => {
                 self.state.rip = target;
+                self.state.interrupt_shadow = false;
                 self.env.translation(Translation::PrivilegeChanged, &self.state);
                 Ok(Flow::Done)
             }
-            // Errors while something from outside is delivered say so in bit 0.
-            Err(Stop::Fault(mut fault)) if event.source != Source::Software && fault.vector != exception::PF => {
-                fault.error_code = fault.error_code.map(|code| code | 1);
-                Err(Stop::Fault(fault))
+            Ok(flow) => {
+                self.state.interrupt_shadow = false;
+                self.state.late_fault = self.state.late_fault.map(|fault| external(event, fault));
+                Ok(flow)
             }
+            Err(Stop::Fault(fault)) => Err(Stop::Fault(external(event, fault))),
             other => other,
         }
     }
@@ -151,9 +186,6 @@ impl<E: Memory + Platform> Cpu<E> {
         if !gate.present() {
             return Err(Exception::with_code(exception::NP, code).into());
         }
-        if gate.kind() == system::TASK_GATE {
-            return Err(Stop::Unsupported);
-        }
         let high = if long { self.descriptor_high(gate)? } else { 0 };
         let target = match gate.kind() {
             system::INTERRUPT_GATE_16 | system::TRAP_GATE_16 => gate.gate_offset() & 0xffff,
@@ -166,6 +198,10 @@ impl<E: Memory + Platform> Cpu<E> {
         let software = event.source == Source::Software;
         let (gate, target) = self.gate(event.exception.vector, software)?;
         let selector = gate.gate_selector();
+        if gate.kind() == system::TASK_GATE {
+            let code = event.exception.error_code;
+            return self.switch_task(selector, Cause::Event { code }, back);
+        }
         if is_null(selector) {
             return Err(Exception::gp(0).into());
         }
@@ -305,6 +341,15 @@ struct Interrupted {
     rsp: u64,
     /// RFLAGS, CS, RIP.
     frame: [u64; 3],
+}
+
+/// Errors while something is delivered that the program did not ask for say so in bit 0 of the error code.
+fn external(event: Event, fault: Exception) -> Exception {
+    let external = event.source != Source::Software && fault.vector != exception::PF;
+    Exception {
+        error_code: fault.error_code.map(|code| code | u32::from(external)),
+        ..fault
+    }
 }
 
 /// Whether a second exception while delivering the first makes a double fault.

@@ -1,7 +1,7 @@
 //! `iret` in every mode (SDM vol. 2 IRET).
 
 use super::environment::{Memory, Platform, Stop, Translation};
-use super::exception::Exception;
+use super::exception::{Exception, debug_cause};
 use super::flags::{AC, DF, ID, IF, IOPL, NT, RF, STATUS, TF, VIF, VIP, VM};
 use super::segment::real_segment;
 use super::state::RSP;
@@ -17,16 +17,13 @@ impl<E: Memory + Platform> Cpu<E> {
             Code::Iretd => Width::B4,
             _ => Width::B8,
         };
+        let single_step = self.state.flag(TF);
+        let back = self.next_rip(insn);
         let flow = self.whole(|cpu| {
             if cpu.state.real_segments() {
                 cpu.iret_real(width)
             } else if cpu.state.flag(NT) {
-                // A return to another task: an error in long mode, and tasks are not offered elsewhere.
-                Err(if cpu.state.long_mode() {
-                    Exception::gp(0).into()
-                } else {
-                    Stop::Unsupported
-                })
+                cpu.return_to_task(back)
             } else {
                 cpu.iret_protected(width)
             }
@@ -34,6 +31,9 @@ impl<E: Memory + Platform> Cpu<E> {
         self.env.handler_returned();
         let Flow::Jump(target) = flow else { return Ok(flow) };
         self.state.rip = target;
+        if single_step {
+            self.state.pending_debug |= debug_cause::SINGLE_STEP;
+        }
         self.env.translation(Translation::PrivilegeChanged, &self.state);
         Ok(Flow::Done)
     }

@@ -7,14 +7,15 @@
 //!
 //! Read in this order: [`state`], [`environment`], this file, `dispatch`, then any family of instructions: `arith`,
 //! `logic`, `shift`, `muldiv`, `moves`, `bits`, `stack`, `string`, `control_flow`, `flag_ops`, `bcd`, `port_io`;
-//! segmentation in `address`, `descriptor`, `segment`, `far`, [`interrupt`], `iret`, `syscall`; the rest of the system
-//! side in `control_regs`, [`msr`], `system`, `xsave`, `x87`; XMM and MMX registers in `sse`;
-//! numbers and their rounding in `float`.
+//! segmentation in `address`, `descriptor`, `segment`, `far`, [`interrupt`], `iret`, `syscall`, `task` and
+//! `task_image`; the rest of the system side in `control_regs`, `breakpoint`, [`msr`], `system`, `xsave`, `x87`; XMM and
+//! MMX registers in `sse`; numbers and their rounding in `float`.
 
 mod address;
 mod arith;
 mod bcd;
 mod bits;
+mod breakpoint;
 mod control_flow;
 mod control_regs;
 mod descriptor;
@@ -25,7 +26,7 @@ mod far;
 mod fetch;
 mod flag_ops;
 pub mod flags;
-mod float;
+pub(crate) mod float;
 pub mod fpu;
 pub mod fuzz;
 pub mod interrupt;
@@ -38,12 +39,14 @@ mod operand;
 mod port_io;
 mod segment;
 mod shift;
-mod sse;
+pub(crate) mod sse;
 mod stack;
 pub mod state;
 pub(crate) mod string;
 mod syscall;
 mod system;
+mod task;
+mod task_image;
 pub mod width;
 mod x87;
 mod xsave;
@@ -67,13 +70,13 @@ pub struct Cpu<E> {
 /// How a step ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
-    /// The instruction is done and RIP is at the next one. If `trap`, EFLAGS.TF was set when it began: a single-step
-    /// #DB is due.
+    /// The instruction is done and RIP is at the next one; or one iteration of a repeated string instruction is done,
+    /// after which there is a trap.
     Done {
-        /// Single-step trap.
+        /// An exception is due before anything else is executed: [`Cpu::due`] says which.
         trap: bool,
     },
-    /// A repeated string instruction did a part of its work; RIP is still there.
+    /// RIP is still there: a repeated string instruction did a part of its work, or an instruction can't begin yet.
     Repeat,
     /// `hlt`: done, waiting for an interrupt.
     Halt,
@@ -111,8 +114,8 @@ impl<E: Memory + Platform> Decoded<E> {
 enum Flow {
     /// On to the next instruction.
     Next,
-    /// Likewise, with interrupts held off for one instruction.
-    NextWithShadow,
+    /// Likewise, with interrupts held off for one instruction, and debug traps too unless they are let through.
+    NextWithShadow { traps: bool },
     /// To this offset in the code segment.
     Jump(u64),
     /// Stay: there is more to do.
@@ -131,6 +134,9 @@ impl<E: Memory + Platform> Cpu<E> {
 
     /// Executes the instruction at CS:RIP.
     pub fn step(&mut self) -> Step {
+        if let Some(breakpoint) = self.instruction_breakpoint() {
+            return Step::Fault(breakpoint);
+        }
         match self.fetch() {
             Ok(insn) => self.execute(&insn),
             Err(stop) => Self::stopped(stop, Mnemonic::INVALID),
@@ -145,6 +151,14 @@ impl<E: Memory + Platform> Cpu<E> {
     /// As [`Cpu::execute`], for instructions that are executed more than once.
     #[inline]
     pub fn execute_decoded(&mut self, decoded: &Decoded<E>) -> Step {
+        if self.state.has_breakpoints() {
+            return self.execute_watched(decoded);
+        }
+        self.execute_plain(decoded)
+    }
+
+    #[inline]
+    fn execute_plain(&mut self, decoded: &Decoded<E>) -> Step {
         let insn = &decoded.insn;
         let Some(handler) = decoded.handler else {
             return if insn.is_invalid() {
@@ -153,32 +167,51 @@ impl<E: Memory + Platform> Cpu<E> {
                 Step::Unsupported(insn.mnemonic())
             };
         };
-        let trap = self.state.flag(flags::TF);
+        let single_step = self.state.flag(flags::TF);
         let next = self.next_rip(insn);
         let step = match handler(self, insn) {
             Ok(Flow::Next) => {
                 self.state.rip = next;
-                Step::Done { trap }
+                self.done(single_step)
             }
-            Ok(Flow::NextWithShadow) => {
+            Ok(Flow::NextWithShadow { traps }) => {
                 self.state.rip = next;
                 self.state.interrupt_shadow = true;
                 self.state.rflags &= !flags::RF;
-                return Step::Done { trap: false };
+                return if traps {
+                    self.done(single_step)
+                } else {
+                    Step::Done { trap: false }
+                };
             }
             Ok(Flow::Jump(target)) => {
                 self.state.rip = target;
-                Step::Done { trap }
+                self.done(single_step)
             }
             Ok(Flow::Halt) => {
                 self.state.rip = next;
-                Step::Halt
+                // A trap wakes it at once.
+                match self.done(single_step) {
+                    Step::Done { trap: false } => Step::Halt,
+                    trap => trap,
+                }
             }
             Ok(Flow::Done) => {
                 self.state.interrupt_shadow = false;
-                return Step::Done { trap: false };
+                return Step::Done {
+                    trap: self.state.pending_debug != 0 || self.state.late_fault.is_some(),
+                };
             }
-            Ok(Flow::Repeat) => return Step::Repeat,
+            Ok(Flow::Repeat) => {
+                let step = self.done(single_step);
+                if step == (Step::Done { trap: false }) {
+                    return Step::Repeat;
+                }
+                // An instruction breakpoint here was met before the first iteration.
+                self.state.rflags |= flags::RF;
+                self.state.interrupt_shadow = false;
+                return step;
+            }
             Err(stop) => return Self::stopped(stop, insn.mnemonic()),
         };
         self.state.interrupt_shadow = false;
@@ -186,12 +219,32 @@ impl<E: Memory + Platform> Cpu<E> {
         step
     }
 
+    /// The instruction is done; what it met on the way is reported now, and the single step if it began with TF.
+    #[inline]
+    fn done(&mut self, single_step: bool) -> Step {
+        if single_step {
+            self.state.pending_debug |= exception::debug_cause::SINGLE_STEP;
+        }
+        Step::Done {
+            trap: self.state.pending_debug != 0,
+        }
+    }
+
+    /// The exception that is to be delivered before the next instruction, if there is one: after a step that said so,
+    /// and after each delivery.
+    pub fn due(&mut self) -> Option<Exception> {
+        self.state.late_fault.take().or_else(|| {
+            let causes = std::mem::take(&mut self.state.pending_debug);
+            (causes != 0).then(|| Exception::debug(causes))
+        })
+    }
+
     fn stopped(stop: Stop, mnemonic: Mnemonic) -> Step {
         match stop {
             Stop::Fault(exception) => Step::Fault(exception),
             Stop::Pending(request) => Step::Pending(request),
             Stop::Unsupported => Step::Unsupported(mnemonic),
-            Stop::Contended => Step::Repeat,
+            Stop::Contended | Stop::Frozen => Step::Repeat,
             Stop::TripleFault => Step::TripleFault,
         }
     }

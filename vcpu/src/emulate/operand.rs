@@ -90,10 +90,7 @@ impl<E: Memory + Platform> Cpu<E> {
             let (new, status) = change(old);
             let (before, after) = (old.to_le_bytes(), new.to_le_bytes());
             let length = width.size();
-            if self
-                .env
-                .compare_exchange(at, &before[..length], &after[..length], access)?
-            {
+            if self.exchange_memory(at, &before[..length], &after[..length], access)? {
                 return Ok((old, status));
             }
         }

@@ -51,7 +51,7 @@ impl<E: Memory + Platform> Cpu<E> {
         let width = Self::width(insn, 0);
         let (port, size) = (self.port_operand(insn, 1), port_size(width));
         self.check_port(port, size)?;
-        let value = self.env.port_in(port, size)?;
+        let value = self.read_port(port, size)?;
         self.state.set_low(RAX, u64::from(value), width);
         Ok(Flow::Next)
     }
@@ -61,7 +61,7 @@ impl<E: Memory + Platform> Cpu<E> {
         let (port, size) = (self.port_operand(insn, 0), port_size(width));
         self.check_port(port, size)?;
         let value = self.state.low(RAX, width) as u32;
-        self.env.port_out(port, size, value)?;
+        self.write_port(port, size, value)?;
         Ok(Flow::Next)
     }
 }

@@ -69,7 +69,7 @@ impl<E: Memory + Platform> Cpu<E> {
         let value = self.value(insn, 1, Width::B2)?;
         self.load_segment_register(register, value as u16)?;
         Ok(if register == Register::SS {
-            Flow::NextWithShadow
+            Flow::NextWithShadow { traps: false }
         } else {
             Flow::Next
         })
@@ -97,7 +97,7 @@ impl<E: Memory + Platform> Cpu<E> {
         let at = self.memory_operand(insn, length, AccessKind::Read)?;
         let access = self.access(AccessKind::Read);
         let mut bytes = [0; 10];
-        self.env.read(at, &mut bytes[..length], access)?;
+        self.read_memory(at, &mut bytes[..length], access)?;
         let mut offset = [0; 8];
         offset[..width.size()].copy_from_slice(&bytes[..width.size()]);
         let selector = u16::from_le_bytes([bytes[width.size()], bytes[width.size() + 1]]);
@@ -180,19 +180,22 @@ impl<E: Memory + Platform> Cpu<E> {
         Ok(seen.then_some(descriptor.raw))
     }
 
-    /// `arpl`: raises a selector's RPL to the caller's.
+    /// `arpl`: raises a selector's RPL to the caller's. What it leaves alone is only read.
     pub(super) fn arpl(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
         if self.state.real_segments() {
             return Err(Exception::UD.into());
         }
         let rpl = self.value(insn, 1, Width::B2)? & 3;
-        self.modify(insn, Width::B2, ZF, |selector| {
-            if selector & 3 < rpl {
-                (selector & !3 | rpl, ZF)
-            } else {
-                (selector, 0)
-            }
-        })?;
+        // Bits of a register above the selector stay.
+        let selector = match insn.op0_kind() {
+            OpKind::Register => self.state.get(insn.op0_register()),
+            _ => self.value(insn, 0, Width::B2)?,
+        };
+        let raise = selector & 3 < rpl;
+        if raise {
+            self.set_value(insn, 0, Width::B2, selector & !3 | rpl)?;
+        }
+        self.state.set_flags(ZF, when(raise, ZF));
         Ok(Flow::Next)
     }
 

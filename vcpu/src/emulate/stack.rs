@@ -1,12 +1,13 @@
 //! The stack: `push pop pusha popa pushf popf enter leave`, and the primitives that calls use.
 
-use super::environment::{AccessKind, Memory, Platform, Stop};
+use super::environment::{Access, AccessKind, Memory, Platform, Stop};
 use super::exception::Exception;
 use super::flags::{self, AC, DF, ID, IF, IOPL, NT, RF, STATUS, TF, VIF, VIP, VM};
 use super::state::{RBP, RSP};
 use super::width::Width;
 use super::{Cpu, Flow};
 use iced_x86::{Instruction, OpKind, Register};
+use umbra_memslots::Gva;
 
 impl<E: Memory + Platform> Cpu<E> {
     /// The width that a push or pop moves.
@@ -60,6 +61,18 @@ impl<E: Memory + Platform> Cpu<E> {
         self.load(at, width, AccessKind::Read)
     }
 
+    /// Writes words of `step` bytes that are pushed together, all of them or none. A page fault names the first of them
+    /// that can't be pushed: the highest.
+    pub(super) fn write_pushed(&mut self, at: Gva, bytes: &[u8], step: usize, access: Access) -> Result<(), Stop> {
+        let Err(stop) = self.write_frame(at, bytes, access) else {
+            return Ok(());
+        };
+        for offset in (0..bytes.len()).step_by(step).rev() {
+            self.env.probe(at.wrapping_add(offset as u64), step, access)?;
+        }
+        Err(stop)
+    }
+
     /// Takes `bytes` off the stack.
     #[inline]
     pub(super) fn release(&mut self, bytes: u64) {
@@ -93,7 +106,11 @@ impl<E: Memory + Platform> Cpu<E> {
             self.state.gpr[RSP] = before;
         }
         written?;
-        Ok(Flow::Next)
+        Ok(if insn.op0_register() == Register::SS {
+            Flow::NextWithShadow { traps: false }
+        } else {
+            Flow::Next
+        })
     }
 
     pub(super) fn pusha(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
@@ -113,7 +130,7 @@ impl<E: Memory + Platform> Cpu<E> {
             .cut(self.stack_pointer().wrapping_sub(length as u64));
         let at = self.linear(Register::SS, pointer, length, AccessKind::Write)?;
         let access = self.access(AccessKind::Write);
-        self.env.write(at, &bytes[..length], access)?;
+        self.write_pushed(at, &bytes[..length], width.size(), access)?;
         self.set_stack_pointer(pointer);
         Ok(Flow::Next)
     }
@@ -124,7 +141,7 @@ impl<E: Memory + Platform> Cpu<E> {
         let mut bytes = [0; 32];
         let at = self.linear(Register::SS, self.stack_pointer(), length, AccessKind::Read)?;
         let access = self.access(AccessKind::Read);
-        self.env.read(at, &mut bytes[..length], access)?;
+        self.read_memory(at, &mut bytes[..length], access)?;
         for (place, index) in bytes.chunks_exact(width.size()).zip((0..8).rev()) {
             if index != RSP {
                 let value = place.iter().rev().fold(0, |n, byte| (n << 8) | u64::from(*byte));
@@ -185,7 +202,8 @@ impl<E: Memory + Platform> Cpu<E> {
         let stack = self.state.stack_width();
         let step = width.bytes();
         let top = self.stack_pointer();
-        let frame = stack.cut(top.wrapping_sub(step));
+        // A frame pointer wider than the stack's addresses keeps ESP's upper bits (measured on Intel silicon).
+        let frame = self.state.gpr[RSP] & !stack.mask() | stack.cut(top.wrapping_sub(step));
         let end = stack.cut(top.wrapping_sub((1 + level) * step + size));
         let below = |from: u64, count: u64| stack.cut(from.wrapping_sub(count * step));
         let base = self.state.low(RBP, stack);

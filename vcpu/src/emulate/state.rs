@@ -1,5 +1,6 @@
 //! The state of one CPU as the core works on it, and what mode it is in.
 
+use super::exception::Exception;
 use super::flags;
 use super::fpu::FpuState;
 use super::width::Width;
@@ -19,12 +20,19 @@ pub struct CpuState {
     pub sys: SystemRegs,
     /// Debug registers by number; 4 and 5 are not used.
     pub debug: [u64; 8],
+    /// The PDPTE registers of PAE paging, as they were loaded last; not used otherwise.
+    pub pdptes: [u64; 4],
     /// The MSRs that instructions use.
     pub msrs: CoreMsrs,
     /// x87, SSE and the extended state.
     pub fpu: FpuState,
     /// The instruction just executed holds off interrupts (and, after a load of SS, debug traps) for one instruction.
     pub interrupt_shadow: bool,
+    /// Debug traps that have not been reported: bits of [`super::exception::debug_cause`]. They wait for the end of the
+    /// instruction, and after a load of SS for the end of the next one.
+    pub pending_debug: u64,
+    /// The exception that a task switch met when it could not be undone any more.
+    pub late_fault: Option<Exception>,
 }
 
 /// MSRs that the system-call instructions and `swapgs` use (SDM vol. 4).
@@ -101,6 +109,8 @@ pub mod cr4 {
     pub const PSE: u64 = 1 << 4;
     /// Physical address extension.
     pub const PAE: u64 = 1 << 5;
+    /// Machine checks.
+    pub const MCE: u64 = 1 << 6;
     /// Global pages.
     pub const PGE: u64 = 1 << 7;
     /// Performance counters at CPL 3.
@@ -127,6 +137,18 @@ pub mod cr4 {
     pub const PKE: u64 = 1 << 22;
 }
 
+/// DR7 bits (SDM vol. 3B section 18.2.4).
+pub mod dr7 {
+    /// L0, G0 to L3, G3: breakpoints are enabled.
+    pub const ENABLED: u64 = 0xff;
+    /// L0 to L3 and LE, which a task switch clears.
+    pub const LOCAL: u64 = 0x155;
+    /// Always 1.
+    pub const FIXED: u64 = 1 << 10;
+    /// GD: the next access to a debug register is a #DB.
+    pub const GENERAL_DETECT: u64 = 1 << 13;
+}
+
 /// EFER bits (SDM vol. 3A section 2.2.1, APM vol. 2 section 3.1.7).
 pub mod efer {
     /// `syscall` exists.
@@ -139,6 +161,12 @@ pub mod efer {
     pub const NXE: u64 = 1 << 11;
     /// Fast `fxsave`.
     pub const FFXSR: u64 = 1 << 14;
+}
+
+/// Whether PAE paging is on, which has PDPTE registers (SDM vol. 3A section 4.1.1).
+#[inline]
+pub const fn pae_paging(sys: &SystemRegs) -> bool {
+    sys.cr0 & cr0::PG != 0 && sys.cr4 & cr4::PAE != 0 && sys.efer & efer::LMA == 0
 }
 
 /// Where a register lives: index, bits to shift right, width.
@@ -379,6 +407,12 @@ impl CpuState {
             return u64::MAX;
         }
         (self.sys.cs.limit as u64).saturating_sub(self.rip).saturating_add(1)
+    }
+
+    /// Whether SSE instructions may be executed without #UD and #NM (SDM vol. 3A section 13.1).
+    #[inline]
+    pub const fn has_vectors(&self) -> bool {
+        self.sys.cr0 & (cr0::EM | cr0::TS) == 0 && self.sys.cr4 & cr4::OSFXSR != 0
     }
 
     /// Current privilege level.

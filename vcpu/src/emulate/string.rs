@@ -4,7 +4,7 @@
 //! most [`BURST`] elements, so that interrupts and kicks are seen.
 
 use super::environment::{AccessKind, Memory, Platform, Stop};
-use super::flags::{self, DF, ZF};
+use super::flags::{self, DF, TF, ZF};
 use super::state::{RAX, RCX, RDI, RDX, RSI};
 use super::width::Width;
 use super::{Cpu, Flow};
@@ -12,8 +12,8 @@ use iced_x86::{Instruction, OpKind, Register};
 use umbra_devices::IoSize;
 use umbra_memslots::Gva;
 
-/// Elements per step.
-pub(crate) const BURST: usize = 1024;
+/// Elements per step: as many bytes as a page has.
+pub(crate) const BURST: usize = 4096;
 
 /// The parts of a string instruction that do not change from element to element.
 struct Shape {
@@ -73,7 +73,9 @@ impl<E: Memory + Platform> Cpu<E> {
             element(self, shape)?;
             return Ok(Flow::Next);
         }
-        for done in 0..BURST {
+        // There are traps after each iteration.
+        let burst = if self.state.flag(TF) { 1 } else { BURST };
+        for done in 0..burst {
             let count = self.state.low(RCX, shape.address);
             if count == 0 {
                 return Ok(Flow::Next);
@@ -83,6 +85,9 @@ impl<E: Memory + Platform> Cpu<E> {
                     self.state.set_low(RCX, count - 1, shape.address);
                     if !go_on || count == 1 {
                         return Ok(Flow::Next);
+                    }
+                    if self.state.pending_debug != 0 {
+                        return Ok(Flow::Repeat);
                     }
                 }
                 // What was done stays done; the element that stopped is looked at afresh by the next step.
@@ -167,7 +172,7 @@ impl<E: Memory + Platform> Cpu<E> {
             let access = cpu.access(AccessKind::Write);
             cpu.check_alignment(to, shape.element.bytes())?;
             cpu.env.probe(to, shape.element.size(), access)?;
-            let value = cpu.env.port_in(port, size)?;
+            let value = cpu.read_port(port, size)?;
             cpu.store(to, u64::from(value), shape.element)?;
             cpu.advance(RDI, shape);
             Ok(true)
@@ -182,7 +187,7 @@ impl<E: Memory + Platform> Cpu<E> {
         self.repeat(insn, &shape, |cpu, shape| {
             let from = cpu.source(shape)?;
             let value = cpu.load(from, shape.element, AccessKind::Read)?;
-            cpu.env.port_out(port, size, value as u32)?;
+            cpu.write_port(port, size, value as u32)?;
             cpu.advance(RSI, shape);
             Ok(true)
         })

@@ -52,7 +52,7 @@ impl<E: Memory + Platform> Cpu<E> {
         bytes[2..].copy_from_slice(&table.base.to_le_bytes());
         let at = self.memory_operand(insn, length, AccessKind::Write)?;
         let access = self.access(AccessKind::Write);
-        self.env.write(at, &bytes[..length], access)?;
+        self.write_memory(at, &bytes[..length], access)?;
         Ok(Flow::Next)
     }
 

@@ -69,14 +69,14 @@ impl<E: Memory + Platform> Cpu<E> {
         let access = self.access(AccessKind::Write);
         let mut image = [0; LEGACY];
         // What is not written keeps the memory's value.
-        self.env.read(at, &mut image, access)?;
+        self.read_memory(at, &mut image, access)?;
         let fpu = &self.state.fpu;
         fpu.x87_to_image(&mut image, insn.code() == Code::Fxsave64_m512byte);
         fpu.mxcsr_to_image(&mut image);
         if !self.fast_fxsave() {
             fpu.xmm_to_image(&mut image, self.visible_xmm());
         }
-        self.env.write(at, &image, access)?;
+        self.write_memory(at, &image, access)?;
         Ok(Flow::Next)
     }
 
@@ -87,7 +87,7 @@ impl<E: Memory + Platform> Cpu<E> {
         let at = self.image(insn, 16, AccessKind::Read)?;
         let access = self.access(AccessKind::Read);
         let mut image = [0; LEGACY];
-        self.env.read(at, &mut image, access)?;
+        self.read_memory(at, &mut image, access)?;
         let mxcsr = number(&image[24..28]) as u32;
         if mxcsr & !self.state.fpu.mxcsr_mask != 0 {
             return Err(GP0);
@@ -313,7 +313,7 @@ impl<E: Memory + Platform> Cpu<E> {
         let access = self.access(kind);
         let mut area = vec![0; length];
         for (index, chunk) in area.chunks_mut(LEGACY).enumerate() {
-            self.env.read(at.wrapping_add((index * LEGACY) as u64), chunk, access)?;
+            self.read_memory(at.wrapping_add((index * LEGACY) as u64), chunk, access)?;
         }
         Ok(area)
     }
@@ -321,8 +321,7 @@ impl<E: Memory + Platform> Cpu<E> {
     /// Every byte was read with the rights of a write just before, so that no chunk can fault after another was written.
     fn write_area(&mut self, at: Gva, area: &[u8], access: super::environment::Access) -> Result<(), Stop> {
         for (index, chunk) in area.chunks(LEGACY).enumerate() {
-            self.env
-                .write(at.wrapping_add((index * LEGACY) as u64), chunk, access)?;
+            self.write_memory(at.wrapping_add((index * LEGACY) as u64), chunk, access)?;
         }
         Ok(())
     }

@@ -10,12 +10,13 @@ use super::translations::Translations;
 use crate::backend::BackendError;
 use crate::emulate::state::cr4;
 use crate::emulate::{Access, AccessKind, Cpu, CpuState, Exception, Memory, Platform, Request, Stop, Translation};
+use crate::paging;
 use crate::regs::SystemRegs;
 use std::sync::{Arc, Mutex, PoisonError};
 use umbra_devices::{IoOp, IoSize};
 use umbra_memslots::{EntrySize, Exchange, Gpa, GuestMemory, Gva, MemoryFault, Memslots, PAGE_SIZE};
-use umbra_mmu::guest_walk::{PdpteLoad, WalkFailure, load_pdptes, walk};
-use umbra_mmu::x86::{self, GuestCpu, PagingMode, PagingRegs, PagingState, Privilege};
+use umbra_mmu::guest_walk::{WalkFailure, walk};
+use umbra_mmu::x86::{self, GuestCpu, PagingState, Privilege};
 
 /// Serialises the locked accesses that the host can't do in one piece: 16 bytes, or odd places. A vCPU that makes such
 /// an access natively at the same moment is not held up by it.
@@ -49,7 +50,7 @@ struct Part {
 }
 
 impl<'a, B: EmulationHost> Guest<'a, B> {
-    /// `known` are translations that still hold for `state`.
+    /// The world of a CPU with this state. `known` are translations that still hold for it.
     pub fn new(
         backend: &'a mut B,
         slots: Arc<Memslots>,
@@ -58,7 +59,7 @@ impl<'a, B: EmulationHost> Guest<'a, B> {
         state: &CpuState,
     ) -> Result<Self, BackendError> {
         let cpu = describe(backend)?;
-        let paging = paging(&state.sys, state.rflags, state.fpu.pkru(), cpu, &slots);
+        let paging = paging_state(state, cpu);
         Ok(Self {
             tells_tables: backend.derives_from_tables(),
             backend,
@@ -155,7 +156,7 @@ impl<'a, B: EmulationHost> Guest<'a, B> {
 
     fn renew_paging(&mut self, state: &CpuState) {
         self.known.clear();
-        self.paging = paging(&state.sys, state.rflags, state.fpu.pkru(), self.cpu, &self.slots);
+        self.paging = paging_state(state, self.cpu);
     }
 
     /// Notes a failure of the host and stops the instruction.
@@ -463,6 +464,10 @@ impl<B: EmulationHost> Platform for Guest<'_, B> {
         self.host(value).ok().flatten().unwrap_or(0)
     }
 
+    fn load_pdptes(&mut self, sys: &SystemRegs) -> Result<[u64; 4], Stop> {
+        paging::read_pdptes(sys, self.cpu, &*self.slots)
+    }
+
     fn translation(&mut self, change: Translation, state: &CpuState) {
         match change {
             Translation::InvalidateAddress(_) | Translation::InvalidateAll => {
@@ -502,22 +507,12 @@ pub(crate) fn describe<B: EmulationHost>(backend: &mut B) -> Result<GuestCpu, Ba
     })
 }
 
-/// The paging unit's state. PDPTE registers are read from memory, as if CR3 had just been loaded.
-pub(crate) fn paging(sys: &SystemRegs, rflags: u64, pkru: u32, cpu: GuestCpu, slots: &Memslots) -> PagingState {
-    let mut regs = PagingRegs {
-        cr0: sys.cr0,
-        cr3: sys.cr3,
-        cr4: sys.cr4,
-        efer: sys.efer,
-        rflags,
-        pkru,
-        pdptes: [0; 4],
+fn paging_state(state: &CpuState, cpu: GuestCpu) -> PagingState {
+    PagingState::new(&paging::registers(
+        &state.sys,
+        state.pdptes,
+        state.rflags,
+        state.fpu.pkru(),
         cpu,
-    };
-    if PagingMode::of(&regs) == PagingMode::Pae
-        && let PdpteLoad::Loaded(entries) = load_pdptes(&regs, &slots)
-    {
-        regs.pdptes = entries;
-    }
-    PagingState::new(&regs)
+    ))
 }

@@ -50,14 +50,21 @@ pub trait EmulationHost: VcpuBackend {
     /// The host failed.
     fn flush_translations(&mut self) -> Result<(), BackendError>;
 
+    /// The PDPTE registers of PAE paging, if the backend keeps them. Otherwise they are taken to be what CR3 leads to.
+    fn pdptes(&mut self) -> Option<[u64; 4]> {
+        None
+    }
+
+    /// The PDPTE registers are these, whatever memory holds by now. Called after system registers were written.
+    fn set_pdptes(&mut self, _pdptes: [u64; 4]) {}
+
     /// Whether a `syscall` that the backend executes may come to the entry point of the guest's kernel with the rights of
     /// user code. The fallback then mends it as soon as it sees it.
     fn leaves_syscalls_half_done(&self) -> bool {
         false
     }
 
-    /// Whether the core may execute more than the one instruction: nothing is about to be delivered to the guest, and no
-    /// breakpoint waits for it.
+    /// Whether the core may execute more than the one instruction: nothing is about to be delivered to the guest.
     ///
     /// # Errors
     /// The host failed.

@@ -20,7 +20,7 @@ mod tables;
 mod translations;
 
 pub use counts::{FallbackCounts, Stretches};
-pub(crate) use guest::{describe, paging};
+pub(crate) use guest::describe;
 pub use host::{EmulationHost, NotKnown};
 pub use parts::Parts;
 
@@ -106,7 +106,7 @@ impl<B: EmulationHost> Fallback<B> {
                 return Ok(exit);
             }
             let stretch = self.policy.failed(self.tools.now());
-            let guest = InSoftware::begin(&mut self.backend, &mut self.tools, stretch, failed)?;
+            let guest = InSoftware::begin(&mut self.backend, &mut self.slots, &mut self.tools, stretch, failed)?;
             match self.execute(Box::new(guest), false)? {
                 Attempt::Done => entry = VmEntry::Resume,
                 Attempt::Exit(other) => return Ok(other),
@@ -166,7 +166,7 @@ impl<B: EmulationHost> Fallback<B> {
         }
         // Somebody has changed registers meanwhile.
         let stretch = self.policy.failed(self.tools.now());
-        InSoftware::again(&mut self.backend, stretch).map(Box::new)
+        InSoftware::again(&mut self.backend, &mut self.slots, stretch).map(Box::new)
     }
 
     /// Has the backend have the state, if the core has it: somebody is going to change it.

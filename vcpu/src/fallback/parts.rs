@@ -1,6 +1,6 @@
 //! [`Parts`]: what of a vCPU's state an instruction needs besides ordinary registers, because each costs system calls.
 
-use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind};
+use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 
 /// Parts of the state that are read and written only for instructions that use them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -9,7 +9,7 @@ pub struct Parts {
     pub msrs: bool,
     /// x87, SSE, extended state and XCR0.
     pub fpu: bool,
-    /// Debug registers.
+    /// Debug registers 0 to 3, 6 and 7.
     pub debug: bool,
 }
 
@@ -34,10 +34,9 @@ impl Parts {
         }
     }
 
-    /// What `insn` needs.
+    /// What `insn` needs besides debug registers, which each instruction may need.
     pub fn of(insn: &Instruction) -> Self {
         use Mnemonic as M;
-        let registers = (0..insn.op_count()).filter(|index| insn.op_kind(*index) == OpKind::Register);
         Self {
             msrs: matches!(
                 insn.mnemonic(),
@@ -54,7 +53,7 @@ impl Parts {
                     | M::Wrmsr
             ),
             fpu: insn.cpuid_features().iter().any(|feature| is_fpu(*feature)),
-            debug: registers.clone().any(|index| insn.op_register(index).is_dr()),
+            debug: false,
         }
     }
 }
@@ -96,6 +95,5 @@ mod tests {
         assert!(parts(&[0x48, 0x0f, 0xae, 0x2f]).fpu, "xrstor64");
         assert!(parts(&[0x66, 0x0f, 0xef, 0xc0]).fpu, "pxor");
         assert!(parts(&[0x0f, 0x01, 0xf8]).msrs, "swapgs");
-        assert!(parts(&[0x0f, 0x21, 0xf0]).debug, "mov rax, dr6");
     }
 }

@@ -29,15 +29,15 @@ impl Replay {
         self.answers.is_empty()
     }
 
-    /// Whether there is an answer that the present instruction has not come to yet.
-    #[inline]
-    pub fn has_next(&self) -> bool {
-        self.next < self.answers.len()
-    }
-
     /// Takes the answer to the request at which the instruction stopped. `None` says that it faults.
     pub fn answer(&mut self, request: Request, value: Option<u64>) {
         self.answers.push((request, value));
+    }
+
+    /// Whether the next access is one that was answered before.
+    #[inline]
+    pub fn knows_next(&self) -> bool {
+        self.next < self.answers.len()
     }
 
     /// The answer to `request` if it was given before. If the instruction now asks for something else (another CPU

@@ -5,7 +5,7 @@
 
 use super::FallbackCounts;
 use super::code::{CodeCache, CodeSet};
-use super::guest::{Guest, fetch};
+use super::guest::{Guest, describe, fetch};
 use super::half_syscall;
 use super::host::{EmulationHost, NotKnown};
 use super::parts::Parts;
@@ -14,15 +14,17 @@ use super::replay::Replay;
 use super::translations::Translations;
 use crate::backend::BackendError;
 use crate::emulate::state::cr4;
-use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop, exception, flags};
+use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop, flags};
+use crate::paging;
 use iced_x86::{Code, Mnemonic};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use umbra_memslots::SlotReader;
 
-/// DR6.BS.
-const SINGLE_STEP: u64 = 1 << 14;
+/// Exceptions delivered for one instruction, its own and what delivery leaves. A guest whose handler traps as it is entered,
+/// for ever, loses those beyond.
+const DELIVERIES: usize = 4;
 
 /// What is kept from one stretch to the next, and what a stretch has to look at.
 pub(super) struct Tools {
@@ -70,6 +72,8 @@ pub(super) struct InSoftware {
     stretch: Stretch,
     /// The instruction at which the backend failed is not executed yet.
     first: bool,
+    /// An exception whose delivery has to be begun anew.
+    event: Option<Exception>,
 }
 
 /// Why the core stops.
@@ -123,26 +127,36 @@ impl InSoftware {
     /// Takes the state from the backend, which has just failed, or with `failed` not set has done an instruction.
     pub fn begin<B: EmulationHost>(
         backend: &mut B,
+        slots: &mut SlotReader,
         tools: &mut Tools,
         stretch: Stretch,
         failed: bool,
     ) -> Result<Self, BackendError> {
         tools.replay.clear();
         tools.translations.clear();
-        let mut guest = Self::again(backend, stretch)?;
+        let mut guest = Self::again(backend, slots, stretch)?;
         guest.first = failed;
         Ok(guest)
     }
 
     /// The same for an instruction that has begun.
-    pub fn again<B: EmulationHost>(backend: &mut B, stretch: Stretch) -> Result<Self, BackendError> {
+    pub fn again<B: EmulationHost>(
+        backend: &mut B,
+        slots: &mut SlotReader,
+        stretch: Stretch,
+    ) -> Result<Self, BackendError> {
         let mut state = CpuState::new(&backend.regs()?, &backend.system_regs()?);
-        let mut loaded = Parts::default();
-        // Protection keys look at PKRU.
-        if state.sys.cr4 & cr4::PKE != 0 {
-            loaded.fpu = true;
-            backend.load_parts(&mut state, loaded)?;
-        }
+        // Each instruction may meet a breakpoint or end in a trap, and protection keys look at PKRU.
+        let loaded = Parts {
+            debug: true,
+            fpu: state.sys.cr4 & cr4::PKE != 0,
+            ..Parts::default()
+        };
+        backend.load_parts(&mut state, loaded)?;
+        state.pdptes = match backend.pdptes() {
+            Some(pdptes) => pdptes,
+            None => paging::pdptes_of(&state.sys, describe(backend)?, &slots.snapshot()),
+        };
         let stays = stretch.has_patience() && backend.may_stay_in_software()?;
         Ok(Self {
             before: state.clone(),
@@ -152,6 +166,7 @@ impl InSoftware {
             tables_changed: false,
             stretch: if stays { stretch } else { stretch.of_one() },
             first: false,
+            event: None,
         })
     }
 
@@ -225,7 +240,15 @@ impl InSoftware {
         counts: &FallbackCounts,
     ) -> Result<After, BackendError> {
         cpu.env.rewind();
-        let (insn, mut parts) = match fetch(cpu, code) {
+        if let Some(exception) = self.event.take() {
+            let after = self.deliver(cpu, exception, false);
+            return Ok(self.note(cpu, after, Code::INVALID, Mnemonic::INVALID, failing, counts));
+        }
+        let fetched = match cpu.instruction_breakpoint() {
+            Some(breakpoint) => Err(breakpoint.into()),
+            None => fetch(cpu, code),
+        };
+        let (insn, parts) = match fetched {
             Ok(known) => (known.insn, known.parts),
             Err(stop) => {
                 let after = self.stopped(cpu, stop, false);
@@ -236,8 +259,6 @@ impl InSoftware {
         if !self.first && insn.mnemonic() == Mnemonic::Hlt {
             return Ok(After::End(End::GiveBack(GoOn::Run)));
         }
-        // A single-step trap is reported in DR6.
-        parts.debug |= cpu.state.flag(flags::TF);
         self.load(cpu, parts)?;
         let step = cpu.execute(&insn);
         if let Some(error) = cpu.env.take_error() {
@@ -250,16 +271,16 @@ impl InSoftware {
         let hit = failing.contains(insn.code());
         let after = match step {
             Step::Done { trap: false } | Step::Repeat => Self::executed(cpu, hit),
-            Step::Done { trap: true } => {
-                cpu.state.debug[6] |= SINGLE_STEP;
-                self.deliver(cpu, Exception::new(exception::DB), hit)
-            }
-            Step::Fault(fault) => self.deliver(cpu, fault, hit),
+            Step::Done { trap: true } => match cpu.due() {
+                Some(trap) => self.raise(cpu, trap, hit),
+                None => Self::executed(cpu, hit),
+            },
+            Step::Fault(fault) => self.raise(cpu, fault, hit),
             Step::Pending(request) => After::End(self.wait(cpu, request)),
             Step::Halt => After::End(End::Halted),
             Step::Unsupported(_) if !self.first => After::End(End::GiveBack(GoOn::Step)),
             Step::Unsupported(_) => match cpu.env.not_known()? {
-                NotKnown::Deliver(exception) => self.deliver(cpu, exception, hit),
+                NotKnown::Deliver(exception) => self.raise(cpu, exception, hit),
                 NotKnown::RunAgain => After::End(End::RunAgain),
                 NotKnown::GiveUp => After::End(End::Unknown),
             },
@@ -301,22 +322,39 @@ impl InSoftware {
     }
 
     /// The instruction raised an exception: the guest's handler is entered.
-    fn deliver<B: EmulationHost>(&self, cpu: &mut Cpu<Guest<'_, B>>, fault: Exception, failing: bool) -> After {
-        let event = Event {
-            exception: fault,
-            source: Source::Exception,
-        };
-        match cpu.deliver(event) {
-            Ok(()) => Self::executed(cpu, failing),
-            Err(stop) => self.stopped(cpu, stop, failing),
-        }
+    fn raise<B: EmulationHost>(&mut self, cpu: &mut Cpu<Guest<'_, B>>, exception: Exception, failing: bool) -> After {
+        // What the instruction was answered is of no interest to the delivery, which may ask anew.
+        cpu.env.forget_answers();
+        self.deliver(cpu, exception, failing)
     }
 
-    fn stopped<B: EmulationHost>(&self, cpu: &mut Cpu<Guest<'_, B>>, stop: Stop, failing: bool) -> After {
+    /// Delivers an exception, and what that leaves to be raised: another one, if the handler's stack is watched.
+    fn deliver<B: EmulationHost>(&mut self, cpu: &mut Cpu<Guest<'_, B>>, exception: Exception, failing: bool) -> After {
+        let mut next = Some(exception);
+        for _ in 0..DELIVERIES {
+            let Some(exception) = next else { break };
+            let event = Event {
+                exception,
+                source: Source::Exception,
+            };
+            if let Err(stop) = cpu.deliver(event) {
+                // The instruction may be done already, so that only the delivery can be begun anew.
+                if matches!(stop, Stop::Pending(_) | Stop::Contended) {
+                    self.event = Some(exception);
+                }
+                return self.stopped(cpu, stop, failing);
+            }
+            cpu.env.forget_answers();
+            next = cpu.due();
+        }
+        Self::executed(cpu, failing)
+    }
+
+    fn stopped<B: EmulationHost>(&mut self, cpu: &mut Cpu<Guest<'_, B>>, stop: Stop, failing: bool) -> After {
         match stop {
-            Stop::Fault(fault) => self.deliver(cpu, fault, failing),
+            Stop::Fault(fault) => self.raise(cpu, fault, failing),
             Stop::Pending(request) => After::End(self.wait(cpu, request)),
-            Stop::Contended => Self::executed(cpu, failing),
+            Stop::Contended | Stop::Frozen => Self::executed(cpu, failing),
             Stop::TripleFault => After::End(End::Shutdown),
             Stop::Unsupported if !self.first => After::End(End::GiveBack(GoOn::Step)),
             Stop::Unsupported => After::End(End::Unknown),
@@ -345,9 +383,6 @@ impl InSoftware {
         if missing.fpu {
             self.before.fpu.clone_from(&cpu.state.fpu);
         }
-        if missing.debug {
-            self.before.debug = cpu.state.debug;
-        }
         self.loaded = self.loaded.with(missing);
         Ok(())
     }
@@ -359,6 +394,7 @@ impl InSoftware {
         if after.sys != before.sys {
             backend.set_system_regs(&after.sys)?;
         }
+        backend.set_pdptes(after.pdptes);
         backend.set_regs(&after.regs())?;
         backend.set_interrupt_shadow(after.interrupt_shadow)?;
         if self.tables_changed {

@@ -14,7 +14,8 @@ use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
 use crate::emulate::state::{CoreMsrs, cr0, cr4};
 use crate::emulate::{CpuState, Exception, flags};
 use crate::exit::{InsnBytes, VmEntry, VmExit};
-use crate::fallback::{EmulationHost, NotKnown, Parts, describe, paging};
+use crate::fallback::{EmulationHost, NotKnown, Parts, describe};
+use crate::paging;
 use crate::regs::{Regs, SystemRegs};
 use crate::shadow_counts::ShadowCounts;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use umbra_memslots::{AddressSpaceId, Gfn, GfnRange, Gpa, Gva, SlotReader};
 use umbra_mmu::NoObserver;
 use umbra_mmu::direct::MmioSource;
 use umbra_mmu::shadow::{FaultOutcome, ShadowFault, ShadowMmu, ShadowRoot, ShadowVcpu};
-use umbra_mmu::x86::{GuestCpu, PageFaultCode};
+use umbra_mmu::x86::{GuestCpu, PageFaultCode, PagingState};
 
 /// A vCPU. To be wrapped in a [`Fallback`](crate::fallback::Fallback).
 pub struct ShadowCpu {
@@ -38,6 +39,7 @@ pub struct ShadowCpu {
     system: SystemRegs,
     msrs: CoreMsrs,
     debug: [u64; 8],
+    pdptes: [u64; 4],
     /// Registers on which translation depends were written.
     paging_changed: bool,
     /// Where user code was last run.
@@ -80,8 +82,7 @@ impl ShadowCpu {
     ) -> Result<Self, BackendError> {
         let cpu = describe(native.vcpu())?;
         let system = SystemRegs::default();
-        let mut slots = slots;
-        let state = paging(&system, flags::FIXED, 0, cpu, slots.snapshot());
+        let state = PagingState::new(&paging::registers(&system, [0; 4], flags::FIXED, 0, cpu));
         Ok(Self {
             tlb: native.tlb(),
             native,
@@ -93,6 +94,7 @@ impl ShadowCpu {
             system,
             msrs: CoreMsrs::default(),
             debug: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400],
+            pdptes: [0; 4],
             paging_changed: true,
             root: None,
             reason: Reason::Other,
@@ -120,7 +122,8 @@ impl ShadowCpu {
             return Ok(());
         }
         let pkru = if keys { self.pkru()? } else { 0 };
-        let state = paging(&self.system, rflags, pkru, self.cpu, self.slots.snapshot());
+        let regs = paging::registers(&self.system, self.pdptes, rflags, pkru, self.cpu);
+        let state = PagingState::new(&regs);
         if self.paging_changed || state.keys != self.own.state().keys {
             self.own.set_state(state);
         }
@@ -265,6 +268,7 @@ impl VcpuBackend for ShadowCpu {
         let deciding = |regs: &SystemRegs| [regs.cr0, regs.cr3, regs.cr4, regs.efer];
         self.paging_changed |= deciding(regs) != deciding(&self.system);
         self.system = *regs;
+        self.pdptes = paging::pdptes_of(regs, self.cpu, &self.slots.snapshot());
         Ok(())
     }
 
@@ -306,6 +310,15 @@ impl EmulationHost for ShadowCpu {
             self.debug = after.debug;
         }
         self.native.vcpu().store_parts(before, after, only_fpu(parts))
+    }
+
+    fn pdptes(&mut self) -> Option<[u64; 4]> {
+        Some(self.pdptes)
+    }
+
+    fn set_pdptes(&mut self, pdptes: [u64; 4]) {
+        self.paging_changed |= pdptes != self.pdptes;
+        self.pdptes = pdptes;
     }
 
     fn read_msr(&mut self, index: u32) -> Result<Option<u64>, BackendError> {

@@ -287,9 +287,9 @@ impl NativeCpu {
             ..self.system
         };
         NativeExit::Exception(Exception {
-            vector,
             error_code: code,
             cr2: (vector == 14).then(|| Gva::new(system.cr2)),
+            ..Exception::new(vector)
         })
     }
 

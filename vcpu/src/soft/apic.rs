@@ -86,7 +86,8 @@ impl OwnApic {
 
 impl World {
     /// The answer to an access to the APIC's page, if it is one.
-    pub fn ask_apic(&self, request: &Request) -> Option<u64> {
+    pub fn ask_apic(&mut self, request: &Request) -> Option<u64> {
+        self.keep_clock();
         let own = self.apic.as_ref()?;
         let Request::Mmio { gpa, size, op } = *request else {
             return None;

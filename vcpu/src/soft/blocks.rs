@@ -1,22 +1,31 @@
 //! The cache of decoded code: runs of instructions, found by where they lie in guest-physical memory.
 //!
-//! A block lies within one page, ends where control may go elsewhere, and is thrown away when its bytes are written to.
+//! A block lies within one page, ends where control goes elsewhere for certain, and is thrown away when its bytes are
+//! written to. A branch in it remembers which block it went to last.
 //! A block's instructions know their own RIP, so the same bytes at another RIP are another block.
 
 use super::fast::{Op, select};
 use super::world::World;
 use crate::emulate::state::CodeSize;
 use crate::emulate::{Cpu, Decoded};
-use iced_x86::Mnemonic;
+use iced_x86::{FlowControl, Instruction, Mnemonic, Register};
+use std::cell::Cell;
 use std::collections::HashMap;
 use umbra_memslots::{Gfn, Gpa};
 
-/// Places for blocks.
-const SLOTS: usize = 1 << 14;
+/// Sets of the index, and places in each: so many blocks there are at most.
+const SETS: usize = 1 << 14;
+const WAYS: usize = 4;
 /// Instructions of a block at most: until its end, no interrupt is seen.
-const MAX_INSTRUCTIONS: usize = 32;
+pub(super) const MAX_INSTRUCTIONS: usize = 32;
+/// Conditional branches of a block at most, whose other way is another block's beginning.
+const MAX_BRANCHES: usize = 4;
 /// Bytes of a block at most.
 pub(super) const MAX_BYTES: usize = 15 * MAX_INSTRUCTIONS;
+/// The tag of no translation and mode.
+const NEVER: u64 = u64::MAX;
+/// Places for blocks that were found at a RIP.
+const JUMPS: usize = 1 << 13;
 
 /// Where a block begins, and as what its bytes were decoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,151 +36,199 @@ pub(super) struct Key {
 }
 
 impl Key {
-    fn slot(self) -> usize {
+    fn set(self) -> usize {
         let mixed = (self.gpa.get() ^ self.rip << 7).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (mixed >> (64 - SLOTS.trailing_zeros())) as usize
+        (mixed >> (64 - SETS.trailing_zeros())) as usize
     }
 }
 
 /// Decoded instructions that follow each other.
 pub(super) struct Block {
     key: Key,
-    /// No two blocks have the same.
-    serial: u64,
+    /// With which translation and in which mode it was last found at its RIP.
+    tag: Cell<u64>,
     pub bytes: usize,
     /// The same instructions for the fast way and for the instruction core.
     pub ops: Box<[Op]>,
     pub instructions: Box<[Decoded<World>]>,
 }
 
-/// Decoded blocks. Two that want the same place take turns.
+/// The number of a block. When the block is gone, another may have it.
+pub(super) type BlockId = u32;
+
+/// Decoded blocks. More than four that want the same set take turns.
 pub(super) struct Blocks {
-    slots: Box<[Option<Block>]>,
-    /// Where blocks were found last, by RIP.
-    jumps: Box<[Jump]>,
-    decoded: u64,
-    /// For each frame the places of its blocks.
-    frames: HashMap<Gfn, Vec<usize>>,
+    blocks: Vec<Block>,
+    /// Numbers of blocks that are gone.
+    free: Vec<BlockId>,
+    /// For each set the numbers of its blocks, plus one; 0 where there is none.
+    index: Box<[[BlockId; WAYS]]>,
+    /// Which place of a full set is next to give way.
+    turn: usize,
+    /// Which block was found last, by RIP.
+    jumps: Box<[BlockId]>,
+    /// For each frame the numbers of its blocks.
+    frames: HashMap<Gfn, Vec<BlockId>>,
+    /// What is being decoded.
+    ops: Vec<Op>,
+    instructions: Vec<Decoded<World>>,
 }
-
-/// What was found at a RIP.
-#[derive(Clone, Copy)]
-struct Jump {
-    rip: u64,
-    /// The epoch of the translation, and the mode.
-    tag: u64,
-    slot: usize,
-    serial: u64,
-}
-
-/// Places for what was found.
-const JUMPS: usize = 1 << 12;
 
 fn jump_index(rip: u64) -> usize {
-    (rip ^ rip >> 12) as usize % JUMPS
+    (rip ^ rip >> 13) as usize % JUMPS
 }
 
 impl Blocks {
     pub fn new() -> Self {
         Self {
-            slots: (0..SLOTS).map(|_| None).collect(),
-            jumps: vec![
-                Jump {
-                    rip: 0,
-                    tag: u64::MAX,
-                    slot: 0,
-                    serial: 0,
-                };
-                JUMPS
-            ]
-            .into_boxed_slice(),
-            decoded: 0,
+            blocks: Vec::new(),
+            free: Vec::new(),
+            index: vec![[0; WAYS]; SETS].into_boxed_slice(),
+            turn: 0,
+            jumps: vec![0; JUMPS].into_boxed_slice(),
             frames: HashMap::new(),
+            ops: Vec::with_capacity(MAX_INSTRUCTIONS),
+            instructions: Vec::with_capacity(MAX_INSTRUCTIONS),
         }
     }
 
     #[inline]
-    pub fn find(&self, key: Key) -> Option<&Block> {
-        self.slots[key.slot()].as_ref().filter(|block| block.key == key)
+    pub fn find(&self, key: Key) -> Option<BlockId> {
+        let present = |id: &BlockId| self.blocks.get(*id as usize).is_some_and(|block| block.key == key);
+        self.index[key.set()]
+            .iter()
+            .map(|place| place.wrapping_sub(1))
+            .find(present)
     }
 
-    /// The block that was found at `rip` before, if translation and mode, which `tag` stands for, are the same.
+    /// A block that [`Blocks::find`] or another has just given the number of.
     #[inline]
-    pub fn known(&self, rip: u64, tag: u64) -> Option<&Block> {
-        let jump = &self.jumps[jump_index(rip)];
-        if jump.rip != rip || jump.tag != tag {
-            return None;
-        }
-        self.slots[jump.slot]
-            .as_ref()
-            .filter(|block| block.serial == jump.serial)
+    pub fn get(&self, id: BlockId) -> Option<&Block> {
+        self.blocks.get(id as usize)
     }
 
-    /// Remembers for [`Blocks::known`] that the block of `key` was found.
-    pub fn remember(&mut self, key: Key, tag: u64) {
-        if let Some(block) = &self.slots[key.slot()] {
-            self.jumps[jump_index(key.rip)] = Jump {
-                rip: key.rip,
-                tag,
-                slot: key.slot(),
-                serial: block.serial,
-            };
+    /// The block of this number, if it was last found at `rip` and with this translation and mode, for which `tag` stands.
+    #[inline(always)]
+    pub fn linked(&self, id: BlockId, rip: u64, tag: u64) -> Option<&Block> {
+        let block = self.blocks.get(id as usize)?;
+        (block.key.rip == rip && block.tag.get() == tag).then_some(block)
+    }
+
+    /// The block that was found at `rip` last, if translation and mode are the same as then.
+    #[inline(always)]
+    pub fn known(&self, rip: u64, tag: u64) -> Option<(BlockId, &Block)> {
+        let id = self.jumps[jump_index(rip)];
+        Some((id, self.linked(id, rip, tag)?))
+    }
+
+    /// Remembers for [`Blocks::known`] that a block was found.
+    pub fn remember(&mut self, id: BlockId, tag: u64) {
+        if let Some(block) = self.blocks.get(id as usize) {
+            block.tag.set(tag);
+            self.jumps[jump_index(block.key.rip)] = id;
         }
     }
 
     /// Decodes a block from the `bytes` at `key`. `None` if not even one instruction ends in them.
-    pub fn decode(&mut self, key: Key, cpu: &Cpu<World>, bytes: &[u8]) -> Option<&Block> {
-        let mut ops = Vec::with_capacity(8);
-        let mut instructions = Vec::with_capacity(8);
-        let mut length = 0;
+    pub fn decode(&mut self, key: Key, cpu: &Cpu<World>, bytes: &[u8]) -> Option<BlockId> {
+        let Self { ops, instructions, .. } = self;
+        ops.clear();
+        instructions.clear();
+        let (mut length, mut branches) = (0, 0);
         cpu.decode_run(bytes, |decoded, end| {
-            ops.push(select(decoded.instruction(), key.size));
-            let opens = opens(decoded.instruction().mnemonic());
+            let instruction = decoded.instruction();
+            ops.push(select(instruction, key.size, end as u16));
+            let goes_on = match instruction.flow_control() {
+                FlowControl::Next => !opens(instruction),
+                FlowControl::ConditionalBranch => branches < MAX_BRANCHES,
+                _ => false,
+            };
+            branches += usize::from(instruction.flow_control() == FlowControl::ConditionalBranch);
             instructions.push(decoded);
             length = end;
-            instructions.len() < MAX_INSTRUCTIONS && !opens
+            instructions.len() < MAX_INSTRUCTIONS && goes_on
         });
         if instructions.is_empty() {
             return None;
         }
-        let (slot, gfn) = (key.slot(), key.gpa.gfn());
-        let before = self.slots[slot].as_ref().map(|block| block.key.gpa.gfn());
-        if before != Some(gfn) {
-            if let Some(places) = before.and_then(|before| self.frames.get_mut(&before)) {
-                places.retain(|place| *place != slot);
-            }
-            self.frames.entry(gfn).or_default().push(slot);
-        }
-        self.decoded += 1;
-        Some(self.slots[slot].insert(Block {
+        let block = Block {
             key,
-            serial: self.decoded,
+            tag: Cell::new(NEVER),
             bytes: length,
-            ops: ops.into_boxed_slice(),
-            instructions: instructions.into_boxed_slice(),
-        }))
+            ops: ops.drain(..).collect(),
+            instructions: instructions.drain(..).collect(),
+        };
+        Some(self.insert(block))
+    }
+
+    fn insert(&mut self, block: Block) -> BlockId {
+        let (set, gfn) = (block.key.set(), block.key.gpa.gfn());
+        let way = self.index[set].iter().position(|place| *place == 0).unwrap_or_else(|| {
+            self.turn = (self.turn + 1) % WAYS;
+            let id = self.index[set][self.turn] - 1;
+            self.remove(id);
+            self.turn
+        });
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.blocks[id as usize] = block;
+                id
+            }
+            None => {
+                self.blocks.push(block);
+                self.blocks.len() as BlockId - 1
+            }
+        };
+        self.index[set][way] = id + 1;
+        self.frames.entry(gfn).or_default().push(id);
+        id
+    }
+
+    /// Throws a block away, but for what its frame says of it.
+    fn clear_place(&mut self, id: BlockId) {
+        let block = &mut self.blocks[id as usize];
+        let set = block.key.set();
+        block.tag.set(NEVER);
+        (block.ops, block.instructions) = (Box::default(), Box::default());
+        for place in &mut self.index[set] {
+            if *place == id + 1 {
+                *place = 0;
+            }
+        }
+        self.free.push(id);
+    }
+
+    fn remove(&mut self, id: BlockId) {
+        let gfn = self.blocks[id as usize].key.gpa.gfn();
+        if let Some(ids) = self.frames.get_mut(&gfn) {
+            ids.retain(|present| *present != id);
+        }
+        self.clear_place(id);
     }
 
     /// Throws the blocks of a frame away.
     pub fn forget(&mut self, gfn: Gfn) {
-        for slot in self.frames.remove(&gfn).into_iter().flatten() {
-            self.slots[slot] = None;
+        for id in self.frames.remove(&gfn).into_iter().flatten() {
+            self.clear_place(id);
         }
     }
 
     /// Throws everything away.
     pub fn clear(&mut self) {
-        for slot in self.frames.drain().flat_map(|(_, places)| places) {
-            self.slots[slot] = None;
-        }
+        self.frames.clear();
+        self.blocks.clear();
+        self.free.clear();
+        self.index.fill([0; WAYS]);
     }
 }
 
 /// Whether interrupts may come after this instruction that couldn't before it. They are taken between blocks, so there must
-/// be such a place: the guest may shut them out again soon.
-fn opens(mnemonic: Mnemonic) -> bool {
+/// be such a place: the guest may shut them out again soon. So must there be after an instruction by which the guest waits for
+/// another vCPU.
+fn opens(insn: &Instruction) -> bool {
+    // An x2APIC is reached by MSR.
     matches!(
-        mnemonic,
-        Mnemonic::Sti | Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq
-    )
+        insn.mnemonic(),
+        Mnemonic::Sti | Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq | Mnemonic::Wrmsr | Mnemonic::Pause
+    ) || insn.op0_register() == Register::CR8
 }

@@ -1,8 +1,9 @@
 //! [`Place`]: bytes of guest RAM at a host address, and the few things that are done with them.
 //!
-//! Other threads change the memory at any time, so accesses are atomic (aligned ones, with the order that x86 promises)
-//! or volatile, values are copied, and no reference into the memory is ever made.
+//! Other threads change the memory at any time, so accesses are those of `raw` or atomic, values are copied, and no
+//! reference into the memory is ever made.
 
+use super::raw;
 use std::marker::PhantomData;
 use std::ptr;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -81,50 +82,67 @@ impl Place<'_> {
     /// Copies the bytes out. `bytes` has the place's length.
     #[inline]
     pub fn read(self, bytes: &mut [u8]) {
-        match bytes.len() {
-            1 if self.is_aligned(1) => bytes[0] = atomic!(self, AtomicU8).load(Ordering::Acquire),
-            2 if self.is_aligned(2) => {
-                bytes.copy_from_slice(&atomic!(self, AtomicU16).load(Ordering::Acquire).to_ne_bytes());
-            }
-            4 if self.is_aligned(4) => {
-                bytes.copy_from_slice(&atomic!(self, AtomicU32).load(Ordering::Acquire).to_ne_bytes());
-            }
-            8 if self.is_aligned(8) => {
-                bytes.copy_from_slice(&atomic!(self, AtomicU64).load(Ordering::Acquire).to_ne_bytes());
-            }
-            _ => self.read_bytes(bytes),
+        debug_assert_eq!(bytes.len(), self.length);
+        macro_rules! at_once {
+            ($kind:ty) => {{
+                // SAFETY: mapped, as the place lies in a page that has a backing, and as long as the type.
+                let value = unsafe { raw::load::<{ <$kind>::BITS }>(self.start) };
+                bytes.copy_from_slice(&(value as $kind).to_le_bytes());
+            }};
+        }
+        match self.length {
+            1 => at_once!(u8),
+            2 => at_once!(u16),
+            4 => at_once!(u32),
+            8 => at_once!(u64),
+            _ => self.read_long(bytes),
         }
     }
 
-    fn read_bytes(self, bytes: &mut [u8]) {
-        for (index, byte) in bytes.iter_mut().take(self.length).enumerate() {
-            // SAFETY: mapped as in `atomic!`, and `index` is below the length.
-            *byte = unsafe { ptr::read_volatile(self.start.wrapping_add(index)) };
+    fn read_long(self, bytes: &mut [u8]) {
+        let whole = self.length / 8 * 8;
+        let (long, rest) = bytes.split_at_mut(whole.min(bytes.len()));
+        for (index, part) in long.chunks_exact_mut(8).enumerate() {
+            // SAFETY: mapped as in `read`, and eight bytes are left.
+            let value = unsafe { raw::load::<64>(self.start.wrapping_add(8 * index)) };
+            part.copy_from_slice(&value.to_le_bytes());
+        }
+        for (index, byte) in rest.iter_mut().take(self.length - whole).enumerate() {
+            // SAFETY: mapped as in `read`, and the index is below the length.
+            *byte = unsafe { raw::load::<8>(self.start.wrapping_add(whole + index)) } as u8;
         }
     }
 
     /// Copies `bytes`, which has the place's length, in.
     #[inline]
     pub fn write(self, bytes: &[u8]) {
+        debug_assert_eq!(bytes.len(), self.length);
+        macro_rules! at_once {
+            ($kind:ty, $($byte:ident)*) => {{
+                let value = <$kind>::from_le_bytes([$($byte),*]);
+                // SAFETY: mapped and writable, as the place lies in a page that has a backing, and as long as the type.
+                unsafe { raw::store::<{ <$kind>::BITS }>(self.start, value.into()) };
+            }};
+        }
         match *bytes {
-            [a] if self.is_aligned(1) => atomic!(self, AtomicU8).store(a, Ordering::Release),
-            [a, b] if self.is_aligned(2) => {
-                atomic!(self, AtomicU16).store(u16::from_ne_bytes([a, b]), Ordering::Release);
-            }
-            [a, b, c, d] if self.is_aligned(4) => {
-                atomic!(self, AtomicU32).store(u32::from_ne_bytes([a, b, c, d]), Ordering::Release);
-            }
-            [a, b, c, d, e, f, g, h] if self.is_aligned(8) => {
-                atomic!(self, AtomicU64).store(u64::from_ne_bytes([a, b, c, d, e, f, g, h]), Ordering::Release);
-            }
-            _ => self.write_bytes(bytes),
+            [a] if self.length == 1 => at_once!(u8, a),
+            [a, b] if self.length == 2 => at_once!(u16, a b),
+            [a, b, c, d] if self.length == 4 => at_once!(u32, a b c d),
+            [a, b, c, d, e, f, g, h] if self.length == 8 => at_once!(u64, a b c d e f g h),
+            _ => self.write_long(bytes),
         }
     }
 
-    fn write_bytes(self, bytes: &[u8]) {
-        for (index, byte) in bytes.iter().take(self.length).enumerate() {
-            // SAFETY: as in `read_bytes`.
-            unsafe { ptr::write_volatile(self.start.wrapping_add(index), *byte) };
+    fn write_long(self, bytes: &[u8]) {
+        let whole = self.length.min(bytes.len()) / 8 * 8;
+        let (long, rest) = bytes.split_at(whole);
+        for (index, part) in long.as_chunks::<8>().0.iter().enumerate() {
+            // SAFETY: as in `read_long`, and the page is writable.
+            unsafe { raw::store::<64>(self.start.wrapping_add(8 * index), u64::from_le_bytes(*part)) };
+        }
+        for (index, byte) in rest.iter().take(self.length - whole).enumerate() {
+            // SAFETY: likewise.
+            unsafe { raw::store::<8>(self.start.wrapping_add(whole + index), (*byte).into()) };
         }
     }
 
@@ -236,122 +254,6 @@ unsafe fn wide_exchange(at: *mut u128, old: u128, new: u128) -> u128 {
 #[cfg(not(target_arch = "x86_64"))]
 unsafe fn wide_exchange(_at: *mut u128, old: u128, _new: u128) -> u128 {
     old
-}
-
-/// An atomic at an address for which the caller of the function promises.
-macro_rules! promised {
-    ($at:expr, $kind:ty) => {{
-        // SAFETY: aligned (checked before), mapped as the caller promises, and no Rust reference points there.
-        unsafe { <$kind>::from_ptr($at.cast()) }
-    }};
-}
-
-/// Reads `W` bits: at once if they are aligned, byte by byte if not.
-///
-/// # Safety
-/// `at` is the address of `W` bits in a page of guest RAM that is mapped.
-#[inline(always)]
-pub(super) unsafe fn load<const W: u32>(at: *mut u8) -> u64 {
-    if at.addr() & (W as usize / 8 - 1) != 0 {
-        // SAFETY: as the caller promises.
-        return unsafe { load_bytes(at, W as usize / 8) };
-    }
-    match W {
-        8 => u64::from(promised!(at, AtomicU8).load(Ordering::Acquire)),
-        16 => u64::from(promised!(at, AtomicU16).load(Ordering::Acquire)),
-        32 => u64::from(promised!(at, AtomicU32).load(Ordering::Acquire)),
-        _ => promised!(at, AtomicU64).load(Ordering::Acquire),
-    }
-}
-
-/// # Safety
-/// As [`load`].
-#[inline(never)]
-unsafe fn load_bytes(at: *mut u8, count: usize) -> u64 {
-    (0..count).rev().fold(0, |value, index| {
-        // SAFETY: as the caller promises.
-        value << 8 | u64::from(unsafe { ptr::read_volatile(at.wrapping_add(index)) })
-    })
-}
-
-/// Writes the low `W` bits of `value`, likewise.
-///
-/// # Safety
-/// As [`load`]; the page may be written.
-#[inline(always)]
-pub(super) unsafe fn store<const W: u32>(at: *mut u8, value: u64) {
-    if at.addr() & (W as usize / 8 - 1) != 0 {
-        // SAFETY: as the caller promises.
-        return unsafe { store_bytes(at, value, W as usize / 8) };
-    }
-    match W {
-        8 => promised!(at, AtomicU8).store(value as u8, Ordering::Release),
-        16 => promised!(at, AtomicU16).store(value as u16, Ordering::Release),
-        32 => promised!(at, AtomicU32).store(value as u32, Ordering::Release),
-        _ => promised!(at, AtomicU64).store(value, Ordering::Release),
-    }
-}
-
-/// # Safety
-/// As [`store`].
-#[inline(never)]
-unsafe fn store_bytes(at: *mut u8, value: u64, count: usize) {
-    for (index, byte) in value.to_le_bytes().into_iter().take(count).enumerate() {
-        // SAFETY: as the caller promises.
-        unsafe { ptr::write_volatile(at.wrapping_add(index), byte) };
-    }
-}
-
-/// Writes the low `W` bits of `value` again and again into `bytes` bytes. Aligned elements of 8 bytes go at once.
-///
-/// # Safety
-/// As [`store`], for all of the bytes; `at` and `bytes` are multiples of the element's size.
-pub(super) unsafe fn fill<const W: u32>(at: *mut u8, value: u64, bytes: usize) {
-    let value = match W {
-        8 => value * 0x0101_0101_0101_0101,
-        16 => value * 0x0001_0001_0001_0001,
-        32 => value << 32 | value,
-        _ => value,
-    };
-    let mut done = 0;
-    while done < bytes {
-        let at = at.wrapping_add(done);
-        if at.addr() & 7 == 0 && bytes - done >= 8 {
-            // SAFETY: 8 of the bytes are left.
-            unsafe { store::<64>(at, value) };
-            done += 8;
-        } else {
-            // SAFETY: an element is left.
-            unsafe { store::<W>(at, value) };
-            done += W as usize / 8;
-        }
-    }
-}
-
-/// Copies `bytes` bytes upwards, as if by elements of `W` bits: what was written is read again where the places overlap.
-///
-/// # Safety
-/// As [`load`] and [`store`], for all of the bytes; addresses and `bytes` are multiples of the element's size.
-pub(super) unsafe fn copy<const W: u32>(from: *mut u8, to: *mut u8, bytes: usize) {
-    // Eight bytes at once are the same unless they would be read before they are written.
-    let apart = to.addr().wrapping_sub(from.addr()) >= 8;
-    let mut done = 0;
-    while done < bytes {
-        let (from, to) = (from.wrapping_add(done), to.wrapping_add(done));
-        if apart && (from.addr() | to.addr()) & 7 == 0 && bytes - done >= 8 {
-            // SAFETY: 8 of the bytes are left.
-            let value = unsafe { load::<64>(from) };
-            // SAFETY: likewise.
-            unsafe { store::<64>(to, value) };
-            done += 8;
-        } else {
-            // SAFETY: an element is left.
-            let value = unsafe { load::<W>(from) };
-            // SAFETY: likewise.
-            unsafe { store::<W>(to, value) };
-            done += W as usize / 8;
-        }
-    }
 }
 
 #[cfg(test)]

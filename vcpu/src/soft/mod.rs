@@ -5,12 +5,14 @@
 //! walk them. So MMIO is met as a reserved bit in an MMIO SPTE, comes out as [`crate::exit::VmExit::Mmio`], and the
 //! instruction is begun anew when the answer is known.
 //!
-//! Read in this order: [`vm`] (what vCPUs share), `gate` (how they wait for each other's TLBs), `cpuid`, `host` (guest RAM
-//! by host address), `tlb`, `walker` (what happens on a miss), `recognition` and `counts` (what is told of it), `code` and `blocks` (the cache of decoded code), `fast`
-//! (the commonest instructions, made ready to run), `world` and `platform` (what the core sees of it all), `pvclock`,
-//! `signals` (what other threads tell it), [`vcpu`].
+//! Read in this order: [`vm`] (what vCPUs share), `gate` (how they wait for each other's TLBs), `cpuid`, `raw` and `host`
+//! (guest RAM by host address), `tlb`, `walker` (what happens on a miss), `recognition` and `counts` (what is told of it),
+//! `code` and `blocks` (the cache of decoded code), `fast` (the commonest instructions, made ready to run), `run` (executing
+//! both), `world` and `platform` (what the core sees of it all), `pvclock`, `signals` (what other threads tell it), `turn`
+//! (if it takes turns with others on one thread), [`vcpu`].
 //!
-//! Each vCPU may have a thread of its own. Locked instructions are atomic for all of them, and an access has the order
+//! Each vCPU may have a thread of its own, or all take turns on one ([`crate::turns`]), with counted instructions for their
+//! time. Locked instructions are atomic for all of them, and an access has the order
 //! that x86 promises if the host is an x86 too. A vCPU takes interrupts from its local
 //! APIC (`apic`, and `startup` for INIT and start-up interrupts), or from whatever [`umbra_devices::IntrSource`] it is
 //! given.
@@ -32,7 +34,10 @@ mod gate;
 mod host;
 mod platform;
 mod pvclock;
+#[expect(unsafe_code, reason = "guest RAM is reached by host address")]
+mod raw;
 mod recognition;
+mod run;
 mod signals;
 mod startup;
 mod sync;
@@ -41,6 +46,7 @@ mod sync;
     reason = "entries are host addresses, which the snapshot beside them keeps mapped"
 )]
 mod tlb;
+mod turn;
 pub mod vcpu;
 pub mod vm;
 mod walker;

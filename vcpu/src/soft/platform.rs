@@ -1,10 +1,13 @@
 //! Ports, MSRs, CPUID, time: the rest of what the instruction core asks for.
 
 use super::apic::OwnApic;
+use super::walker::GUEST_CPU;
 use super::world::World;
 use super::{cpuid, pvclock};
 use crate::emulate::{CpuState, Exception, Platform, Request, Stop, Translation};
-use std::time::{Duration, SystemTime};
+use crate::paging;
+use crate::regs::SystemRegs;
+use std::time::Duration;
 use umbra_devices::{IoOp, IoSize};
 use umbra_memslots::Gpa;
 
@@ -37,10 +40,22 @@ impl World {
         (age.as_nanos() as u64).wrapping_add(self.tsc_offset)
     }
 
+    fn read_apic_msr(&mut self, index: u32) -> Result<u64, Stop> {
+        self.keep_clock();
+        let own = self.apic.as_ref().ok_or(GP0)?;
+        own.apic.read_msr(index).map_err(|_| GP0)
+    }
+
+    /// For how long the machine has run.
+    fn age(&mut self) -> Duration {
+        self.keep_clock();
+        self.shared.clock.monotonic()
+    }
+
     /// Tells the guest the time where it wants it, after the counter was moved.
     fn keep_time(&mut self) {
         if let Some(at) = pvclock::place(self.system_time) {
-            let age = self.shared.start.elapsed();
+            let age = self.age();
             let info = pvclock::system_time(self.tsc_at(age), age);
             self.write_quietly(at, &info);
         }
@@ -66,7 +81,7 @@ impl Platform for World {
             msr::PAT => Ok(self.pat),
             pvclock::SYSTEM_TIME => Ok(self.system_time),
             _ => match &self.apic {
-                Some(own) if OwnApic::has_msr(index) => own.apic.read_msr(index).map_err(|_| GP0),
+                Some(_) if OwnApic::has_msr(index) => self.read_apic_msr(index),
                 _ => self.ask(Request::ReadMsr { index }),
             },
         }
@@ -91,7 +106,8 @@ impl Platform for World {
                 self.keep_time();
             }
             pvclock::WALL_CLOCK => {
-                let clock = pvclock::wall_clock(SystemTime::now(), self.shared.start.elapsed());
+                let age = self.age();
+                let clock = pvclock::wall_clock(self.shared.clock.unix_time(), age);
                 self.write_quietly(Gpa::new(value), &clock);
             }
             msr::APIC_BASE if let Some(own) = &mut self.apic => {
@@ -115,7 +131,8 @@ impl Platform for World {
     }
 
     fn tsc(&mut self) -> u64 {
-        self.tsc_at(self.shared.start.elapsed())
+        let age = self.age();
+        self.tsc_at(age)
     }
 
     fn task_priority(&mut self) -> Option<u64> {
@@ -128,6 +145,18 @@ impl Platform for World {
         }
     }
 
+    fn fpu_error(&mut self, pending: bool) -> bool {
+        match &mut self.fpu_errors {
+            // The pins rest as long as there is nothing.
+            Some((_, false)) if !pending => false,
+            Some((logic, asserted)) => {
+                *asserted = pending;
+                logic.set_error(pending)
+            }
+            None => true,
+        }
+    }
+
     fn handler_returned(&mut self) {
         if let Some(own) = &mut self.apic {
             own.in_nmi = false;
@@ -135,8 +164,16 @@ impl Platform for World {
     }
 
     fn pause(&mut self) {
-        // Whoever is waited for may need this very CPU of the host's.
-        std::thread::yield_now();
+        match &mut self.turn {
+            // Whoever is waited for gets its turn.
+            Some(turn) => turn.give_way(),
+            // Whoever is waited for may need this very CPU of the host's.
+            None => std::thread::yield_now(),
+        }
+    }
+
+    fn load_pdptes(&mut self, sys: &SystemRegs) -> Result<[u64; 4], Stop> {
+        paging::read_pdptes(sys, GUEST_CPU, &**self.tlb.slots())
     }
 
     fn translation(&mut self, change: Translation, state: &CpuState) {

@@ -3,7 +3,7 @@
 //!
 //! Here the counter counts nanoseconds, so what is written once stays true until the guest moves its counter.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use umbra_memslots::Gpa;
 
 /// Where the guest wants the wall clock: `MSR_KVM_WALL_CLOCK_NEW`.
@@ -43,9 +43,9 @@ pub(super) fn system_time(tsc: u64, age: Duration) -> [u8; BYTES] {
     info
 }
 
-/// A `pvclock_wall_clock`: the time of day when the machine, which has run for `age` now, was started.
-pub(super) fn wall_clock(now: SystemTime, age: Duration) -> [u8; 12] {
-    let since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+/// A `pvclock_wall_clock`: the time of day when the machine, which has run for `age` now, was started. It is `since_1970`
+/// now.
+pub(super) fn wall_clock(since_1970: Duration, age: Duration) -> [u8; 12] {
     let start = since_1970.saturating_sub(age);
     let seconds = u32::try_from(start.as_secs()).unwrap_or(u32::MAX);
     let mut clock = [0; 12];
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn wall_clock_is_the_start_of_the_machine() {
-        let now = SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 500);
+        let now = Duration::new(1_700_000_000, 500);
         let clock = wall_clock(now, Duration::new(10, 400));
         assert_eq!(clock[4..8], 1_699_999_990u32.to_le_bytes());
         assert_eq!(clock[8..], 100u32.to_le_bytes());

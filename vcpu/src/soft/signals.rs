@@ -1,7 +1,8 @@
 //! [`Signals`]: what other threads tell a vCPU, while it runs or sleeps.
 
+use crate::turns::Bell;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
 /// Kicks and interrupts on their way to one vCPU.
 #[derive(Default)]
@@ -11,6 +12,8 @@ pub(super) struct Signals {
     /// Held while a sleeper decides to sleep and while it is woken, so that neither misses the other.
     sleep: Mutex<()>,
     woken: Condvar,
+    /// Who else is to hear of it: whoever keeps the turns of several vCPUs, if there is one.
+    bell: OnceLock<Bell>,
 }
 
 impl Signals {
@@ -34,6 +37,15 @@ impl Signals {
     fn wake(&self) {
         let _guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
         self.woken.notify_one();
+        if let Some(bell) = self.bell.get() {
+            bell.ring();
+        }
+    }
+
+    /// Has `bell` ring for each kick and each interrupt. Once.
+    pub fn set_bell(&self, bell: Bell) {
+        // A vCPU takes its turns in one place only.
+        let _ = self.bell.set(bell);
     }
 
     /// Whether an interrupt may wait.
@@ -55,11 +67,10 @@ impl Signals {
         self.kicked.load(Ordering::Acquire) && self.kicked.swap(false, Ordering::SeqCst)
     }
 
-    /// Sleeps until there is a kick, or, if `open`, an interrupt, or something `urgent`, of which [`Signals::raise`] tells
-    /// too.
-    pub fn wait(&self, open: bool, urgent: impl Fn() -> bool) {
+    /// Sleeps until there is a kick, or whatever `woken` says there is, of which [`Signals::raise`] tells.
+    pub fn wait(&self, woken: impl Fn() -> bool) {
         let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
-        while !(self.kicked.load(Ordering::SeqCst) || open && self.interrupt.load(Ordering::SeqCst) || urgent()) {
+        while !(self.kicked.load(Ordering::SeqCst) || woken()) {
             guard = self.woken.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
     }

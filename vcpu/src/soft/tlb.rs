@@ -3,31 +3,40 @@
 //! There is a table for each way of accessing (who, and what for), so that an entry needs no permissions: it is there if
 //! the access is allowed. Entries point into the memory of one snapshot of the slots, which the TLB holds on to.
 
-use super::host::{self, Page, Place};
+use super::host::{Page, Place};
+use super::raw;
 use crate::emulate::{Access, AccessKind};
 use std::sync::Arc;
 use umbra_memslots::{Gfn, Gpa, Gva, Memslots, PAGE_SIZE};
 
 /// Entries of a table.
-const SETS: usize = 256;
-/// Tables: three rights times three kinds.
-const TABLES: usize = 9;
-/// The page of no address.
-const EMPTY: u64 = u64::MAX;
+const SETS: usize = 1024;
+/// Tables: four rights (of which one is not used) times four kinds (likewise), so that numbers need no check.
+const TABLES: usize = 16;
+/// Stamps are below this: they lie where an entry's page has no bits.
+const STAMPS: u64 = PAGE_SIZE;
+/// A tag that no lookup asks for: stamps begin at 1.
+const EMPTY: u64 = 0;
 
 #[derive(Clone, Copy)]
 struct Entry {
-    /// Linear address of the page.
-    page: u64,
-    host: *mut u8,
-    gfn: Gfn,
+    /// Linear address of the page, and the stamp of the time since which the entry counts.
+    tag: u64,
+    /// What a linear address in the page is to be added to, to give the host's address.
+    origin: *mut u8,
 }
 
 /// One vCPU's translations.
 pub(super) struct Tlb {
     slots: Arc<Memslots>,
     epoch: u64,
-    tables: Box<[[Entry; SETS]; TABLES]>,
+    /// Entries with another stamp are of before the last flush.
+    stamp: u64,
+    /// Where the tables of [`Tlb::set_rights`] begin.
+    view: usize,
+    entries: Box<[Entry; TABLES * SETS]>,
+    /// The frame of each entry.
+    frames: Box<[Gfn; TABLES * SETS]>,
 }
 
 // SAFETY: the pointers in entries lead to memory of guest RAM, which any thread may access (see `host`), and which the
@@ -38,14 +47,16 @@ impl Tlb {
     /// Knows nothing, and is to find memory in `slots`.
     pub fn new(slots: Arc<Memslots>) -> Self {
         let empty = Entry {
-            page: EMPTY,
-            host: std::ptr::null_mut(),
-            gfn: Gpa::new(0).gfn(),
+            tag: EMPTY,
+            origin: std::ptr::null_mut(),
         };
         Self {
             slots,
             epoch: 0,
-            tables: Box::new([[empty; SETS]; TABLES]),
+            stamp: 1,
+            view: 0,
+            entries: Box::new([empty; TABLES * SETS]),
+            frames: Box::new([Gpa::new(0).gfn(); TABLES * SETS]),
         }
     }
 
@@ -65,18 +76,22 @@ impl Tlb {
     /// Forgets everything.
     pub fn flush(&mut self) {
         self.epoch += 1;
-        for entry in self.tables.as_flattened_mut() {
-            entry.page = EMPTY;
+        self.stamp += 1;
+        if self.stamp == STAMPS {
+            self.stamp = 1;
+            for entry in self.entries.iter_mut() {
+                entry.tag = EMPTY;
+            }
         }
     }
 
     /// Forgets one page.
     pub fn flush_page(&mut self, at: Gva) {
         self.epoch += 1;
-        for table in self.tables.iter_mut() {
-            let entry = &mut table[index(at)];
-            if entry.page == at.page_base().get() {
-                entry.page = EMPTY;
+        let tag = self.tag(at);
+        for entry in self.entries.iter_mut().skip(index(at)).step_by(SETS) {
+            if entry.tag == tag {
+                entry.tag = EMPTY;
             }
         }
     }
@@ -84,114 +99,140 @@ impl Tlb {
     /// Forgets every right to write to a frame.
     pub fn flush_writes(&mut self, gfn: Gfn) {
         for rights in 0..3 {
-            for entry in &mut self.tables[3 * rights + AccessKind::Write as usize] {
-                if entry.gfn == gfn {
-                    entry.page = EMPTY;
+            let first = first_of(rights, AccessKind::Write);
+            for place in first..first + SETS {
+                if self.frames[place] == gfn {
+                    self.entries[place].tag = EMPTY;
                 }
             }
         }
     }
 
+    /// Says with which rights fast operations access memory from now on ([`crate::soft::fast::mode::Mode`] numbers them).
+    pub fn set_rights(&mut self, rights: u8) {
+        self.view = first_of(usize::from(rights & 3), AccessKind::Read);
+    }
+
     /// The memory of an access within a page, if it is known.
     #[inline]
     pub fn find(&self, at: Gva, length: usize, access: Access) -> Option<Place<'_>> {
-        let entry = self.entry(at, access)?;
+        let entry = &self.entries[self.place_of(at, access)?];
+        let page = entry.origin.wrapping_add(at.page_base().get() as usize);
         // SAFETY: the page was found in `self.slots`, or the entry would have been emptied in `renew`; and that snapshot
         // is alive as long as `self` is borrowed.
-        let page = unsafe { Page::again(entry.host) };
+        let page = unsafe { Page::again(page) };
         page.at(at.page_offset(), length)
     }
 
     /// The guest-physical address, if it is known.
     #[inline]
     pub fn find_gpa(&self, at: Gva, access: Access) -> Option<Gpa> {
-        let entry = self.entry(at, access)?;
-        Some(entry.gfn.base().wrapping_add(at.page_offset()))
+        let frame = self.frames[self.place_of(at, access)?];
+        Some(frame.base().wrapping_add(at.page_offset()))
     }
 
-    /// The `W` bits at `at`, if the right to read them is known. `rights` are [`crate::soft::fast::mode::Mode`]'s.
+    /// The `W` bits at `at`, if the right to read them is known.
     #[inline(always)]
-    pub fn load<const W: u32>(&self, rights: u8, at: u64) -> Option<u64> {
-        let host = self.host::<W>(rights, AccessKind::Read, at)?;
+    pub fn load<const W: u32>(&self, at: u64) -> Option<u64> {
+        let host = self.host::<W>(AccessKind::Read, at)?;
         // SAFETY: `host` gives the address of `W` bits in a page that the snapshot keeps mapped.
-        Some(unsafe { host::load::<W>(host) })
+        Some(unsafe { raw::load::<W>(host) })
     }
 
     /// The same if the right to write is known.
     #[inline(always)]
-    pub fn load_to_write<const W: u32>(&self, rights: u8, at: u64) -> Option<u64> {
-        let host = self.host::<W>(rights, AccessKind::Write, at)?;
+    pub fn load_to_write<const W: u32>(&self, at: u64) -> Option<u64> {
+        let host = self.host::<W>(AccessKind::Write, at)?;
         // SAFETY: as in `load`.
-        Some(unsafe { host::load::<W>(host) })
+        Some(unsafe { raw::load::<W>(host) })
     }
 
     /// Writes the low `W` bits of `value`, if the right to write is known. Says whether it is.
     #[inline(always)]
-    pub fn store<const W: u32>(&self, rights: u8, at: u64, value: u64) -> bool {
-        let Some(host) = self.host::<W>(rights, AccessKind::Write, at) else {
+    pub fn store<const W: u32>(&self, at: u64, value: u64) -> bool {
+        let Some(host) = self.host::<W>(AccessKind::Write, at) else {
             return false;
         };
         // SAFETY: as in `load`.
-        unsafe { host::store::<W>(host, value) };
+        unsafe { raw::store::<W>(host, value) };
+        true
+    }
+
+    /// The 16 bytes at `at`, if the right to read them is known.
+    #[inline(always)]
+    pub fn load_wide(&self, at: u64) -> Option<u128> {
+        let host = self.host::<128>(AccessKind::Read, at)?;
+        // SAFETY: as in `load`, for 128 bits.
+        Some(unsafe { raw::load_wide(host) })
+    }
+
+    /// Writes 16 bytes, if the right to write is known. Says whether it is.
+    #[inline(always)]
+    pub fn store_wide(&self, at: u64, value: u128) -> bool {
+        let Some(host) = self.host::<128>(AccessKind::Write, at) else {
+            return false;
+        };
+        // SAFETY: as in `load_wide`.
+        unsafe { raw::store_wide(host, value) };
         true
     }
 
     /// Writes `value`, `W` bits wide, into all of `bytes` bytes from `at` on, if the right to write to all of them is known.
     /// Says whether it is.
-    pub fn fill_range<const W: u32>(&self, rights: u8, at: u64, value: u64, bytes: u64) -> bool {
-        let known = self.knows_range(rights, AccessKind::Write, at, bytes);
+    pub fn fill_range<const W: u32>(&self, at: u64, value: u64, bytes: u64) -> bool {
+        let known = self.knows_range(AccessKind::Write, at, bytes);
         let mut done = 0;
         while known && done < bytes {
             let at = at + done;
             let part = (bytes - done).min(PAGE_SIZE - at % PAGE_SIZE);
-            let Some(host) = self.host::<8>(rights, AccessKind::Write, at) else {
+            let Some(host) = self.host::<8>(AccessKind::Write, at) else {
                 return false;
             };
             // SAFETY: as in `load`, and the part ends in the page.
-            unsafe { host::fill::<W>(host, value, part as usize) };
+            unsafe { raw::fill::<W>(host, value, part as usize) };
             done += part;
         }
         known
     }
 
     /// Copies `bytes` bytes upwards in elements of `W` bits, if the rights for all of them are known. Says whether they are.
-    pub fn copy_range<const W: u32>(&self, rights: u8, from: u64, to: u64, bytes: u64) -> bool {
-        let known = self.knows_range(rights, AccessKind::Read, from, bytes)
-            && self.knows_range(rights, AccessKind::Write, to, bytes);
+    pub fn copy_range<const W: u32>(&self, from: u64, to: u64, bytes: u64) -> bool {
+        let known = self.knows_range(AccessKind::Read, from, bytes) && self.knows_range(AccessKind::Write, to, bytes);
         let mut done = 0;
         while known && done < bytes {
             let (from, to) = (from + done, to + done);
             let left = |at: u64| PAGE_SIZE - at % PAGE_SIZE;
             let part = (bytes - done).min(left(from)).min(left(to));
             let (Some(source), Some(destination)) = (
-                self.host::<8>(rights, AccessKind::Read, from),
-                self.host::<8>(rights, AccessKind::Write, to),
+                self.host::<8>(AccessKind::Read, from),
+                self.host::<8>(AccessKind::Write, to),
             ) else {
                 return false;
             };
             // SAFETY: as in `load`, and the part ends in both pages.
-            unsafe { host::copy::<W>(source, destination, part as usize) };
+            unsafe { raw::copy::<W>(source, destination, part as usize) };
             done += part;
         }
         known
     }
 
     /// Whether the right to access all of `bytes` bytes from `at` on is known.
-    fn knows_range(&self, rights: u8, kind: AccessKind, at: u64, bytes: u64) -> bool {
+    fn knows_range(&self, kind: AccessKind, at: u64, bytes: u64) -> bool {
         let pages = at / PAGE_SIZE..=(at + bytes - 1) / PAGE_SIZE;
         pages
             .into_iter()
-            .all(|page| self.host::<8>(rights, kind, page * PAGE_SIZE).is_some())
+            .all(|page| self.host::<8>(kind, page * PAGE_SIZE).is_some())
     }
 
     /// The host address of `W` bits that lie within one page.
     #[inline(always)]
-    fn host<const W: u32>(&self, rights: u8, kind: AccessKind, at: u64) -> Option<*mut u8> {
-        let table = self.tables.get(3 * usize::from(rights) + kind as usize)?;
-        let entry = &table[index(Gva::new(at))];
+    fn host<const W: u32>(&self, kind: AccessKind, at: u64) -> Option<*mut u8> {
+        let place = self.view + kind as usize * SETS + (at / PAGE_SIZE) as usize % SETS;
+        let entry = &self.entries[place % (TABLES * SETS)];
         // Of an access across pages, the last byte is in another page than the entry's.
         let last = at.wrapping_add(u64::from(W / 8 - 1));
-        (entry.page == last & !(PAGE_SIZE - 1)).then(|| entry.host.wrapping_add((at % PAGE_SIZE) as usize))
+        let tag = last & !(PAGE_SIZE - 1) | self.stamp;
+        (entry.tag == tag).then(|| entry.origin.wrapping_add(at as usize))
     }
 
     /// Moves when something was forgotten.
@@ -200,10 +241,17 @@ impl Tlb {
         self.epoch
     }
 
+    /// What the entry for the page of `at` says if it counts.
     #[inline]
-    fn entry(&self, at: Gva, access: Access) -> Option<&Entry> {
-        let entry = &self.tables[table(access)][index(at)];
-        (entry.page == at.page_base().get()).then_some(entry)
+    fn tag(&self, at: Gva) -> u64 {
+        at.page_base().get() | self.stamp
+    }
+
+    /// Which entry knows the page of `at`, if one does.
+    #[inline]
+    fn place_of(&self, at: Gva, access: Access) -> Option<usize> {
+        let place = table(access) + index(at);
+        (self.entries[place % (TABLES * SETS)].tag == self.tag(at)).then_some(place % (TABLES * SETS))
     }
 
     /// Bytes of guest RAM within a page.
@@ -227,11 +275,12 @@ impl Tlb {
             return;
         }
         if let Some(page) = Page::find(&self.slots, gfn) {
-            self.tables[table(access)][index(at)] = Entry {
-                page: at.page_base().get(),
-                host: page.start(),
-                gfn,
+            let place = table(access) + index(at);
+            self.entries[place] = Entry {
+                tag: self.tag(at),
+                origin: page.start().wrapping_sub(at.page_base().get() as usize),
             };
+            self.frames[place] = gfn;
         }
     }
 }
@@ -241,7 +290,13 @@ fn index(at: Gva) -> usize {
     (at.get() / PAGE_SIZE) as usize % SETS
 }
 
-/// Which table: user, supervisor, or supervisor who passes SMAP.
+/// Where a table begins: its rights are 0 for users, 1 for the supervisor, 2 for a supervisor who passes SMAP.
+#[inline]
+const fn first_of(rights: usize, kind: AccessKind) -> usize {
+    (4 * rights + kind as usize) * SETS
+}
+
+/// Where the table of an access begins.
 #[inline]
 fn table(access: Access) -> usize {
     let rights = if access.user {
@@ -249,5 +304,5 @@ fn table(access: Access) -> usize {
     } else {
         1 + usize::from(access.alignment_flag && !access.implicit)
     };
-    3 * rights + access.kind as usize
+    first_of(rights, access.kind)
 }

@@ -1,39 +1,40 @@
 //! [`SoftVcpu`]: the vCPU itself. It executes blocks, delivers exceptions, and comes out where the VMM is needed.
 
 use super::apic::OwnApic;
-use super::blocks::{Block, Blocks, Key, MAX_BYTES};
+use super::blocks::{Blocks, MAX_INSTRUCTIONS};
 use super::code::Changed;
 use super::counts::SoftCounts;
-use super::fast::mode::Mode;
-use super::fast::{Go, settle_flags};
 use super::signals::Signals;
 use super::startup;
+use super::turn::Turn;
 use super::vm::Shared;
+use super::walker::GUEST_CPU;
 use super::world::World;
 use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
 use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop, exception, flags};
 use crate::exit::{VmEntry, VmExit};
+use crate::paging;
 use crate::regs::{Regs, SystemRegs};
 use crate::shadow_counts::ShadowCounts;
+use crate::turns::Delivered;
 use std::sync::Arc;
 use umbra_devices::IntrSource;
+use umbra_devices::models::fpu_error::FpuErrorLogic;
 use umbra_devices::models::lapic::{CpuEvent, LocalApic};
-use umbra_memslots::{PAGE_SIZE, SlotReader};
+use umbra_memslots::SlotReader;
 use umbra_mmu::shadow::ShadowStats;
 
-/// DR6.BS.
-const SINGLE_STEP: u64 = 1 << 14;
 /// DR6 and DR7 after reset (SDM vol. 3A table 10-1).
 const DR6_AT_RESET: u64 = 0xffff_0ff0;
 const DR7_AT_RESET: u64 = 0x400;
 
 /// A vCPU in software.
 pub struct SoftVcpu {
-    cpu: Cpu<World>,
-    blocks: Blocks,
+    pub(super) cpu: Cpu<World>,
+    pub(super) blocks: Blocks,
     /// Whether fast ops are used.
-    fast: bool,
-    signals: Arc<Signals>,
+    pub(super) fast: bool,
+    pub(super) signals: Arc<Signals>,
     /// Where interrupts come from, if from anywhere.
     interrupts: Option<Arc<dyn IntrSource>>,
     /// It waits for an interrupt.
@@ -44,15 +45,14 @@ pub struct SoftVcpu {
     asked: Option<(Request, VmExit)>,
     /// An exception that is being delivered.
     event: Option<Event>,
-    /// Instructions begun, and exceptions delivered.
-    executed: u64,
+    /// Instructions executed, and exceptions delivered.
+    pub(super) executed: u64,
     /// When to come back, in `executed`.
     until: u64,
+    /// From when on a whole block may be too much.
+    pub(super) soon: u64,
     shadow: ShadowCounts,
 }
-
-/// Blocks that are executed by fast ops before slots are looked at again.
-const CHAIN: usize = 256;
 
 /// How far a vCPU came.
 enum Progress {
@@ -68,12 +68,15 @@ impl SoftVcpu {
     pub(super) fn new(shared: Arc<Shared>, slots: SlotReader) -> Self {
         let mut state = CpuState::new(&Regs::default(), &SystemRegs::default());
         (state.debug[6], state.debug[7]) = (DR6_AT_RESET, DR7_AT_RESET);
-        let world = World::new(shared, slots, &state);
+        let counted = shared.counted.clone();
+        let mut world = World::new(shared, slots, &state);
+        let signals = Arc::<Signals>::default();
+        world.turn = counted.map(|clock| Turn::new(clock, Arc::clone(&signals)));
         Self {
             cpu: Cpu::new(state, world),
             blocks: Blocks::new(),
             fast: true,
-            signals: Arc::default(),
+            signals,
             interrupts: None,
             halted: false,
             stopped: false,
@@ -81,20 +84,22 @@ impl SoftVcpu {
             event: None,
             executed: 0,
             until: u64::MAX,
+            soon: u64::MAX,
             shadow: ShadowCounts::default(),
         }
     }
 
-    /// Instructions begun so far (of a repeated string instruction, each part of up to 1024 elements), and exceptions
-    /// delivered.
+    /// Instructions executed so far (of a repeated string instruction, each part of up to 4096 elements), and exceptions
+    /// and interrupts delivered. How they are executed makes no difference to the number.
     pub fn executed(&self) -> u64 {
         self.executed
     }
 
-    /// Comes out as [`VmExit::Interrupted`] once `instructions` more, and the rest of the block in which that happens,
-    /// are executed.
+    /// Comes out as [`VmExit::Interrupted`] once exactly `instructions` more are executed; or one more, where the last of
+    /// them raises an exception.
     pub fn stop_after(&mut self, instructions: u64) {
         self.until = self.executed.saturating_add(instructions);
+        self.soon = self.until.saturating_sub(MAX_INSTRUCTIONS as u64);
     }
 
     /// Whether the commonest instructions are executed by functions made for them, as they are unless this says otherwise,
@@ -113,11 +118,18 @@ impl SoftVcpu {
         &self.cpu.state
     }
 
+    /// The state, to be changed where address translation does not depend on it.
+    pub(super) fn state_mut(&mut self) -> &mut CpuState {
+        &mut self.cpu.state
+    }
+
     /// Executes until something needs the VMM, as in [`SoftVcpu::go`].
     fn go_inside(&mut self, waiting: bool, finish_only: bool) -> VmExit {
         self.cpu.env.enter();
         let exit = self.go(waiting, finish_only);
         self.cpu.env.leave();
+        self.cpu.env.now = self.executed;
+        self.cpu.env.keep_clock();
         self.publish();
         exit
     }
@@ -132,13 +144,12 @@ impl SoftVcpu {
                 if self.signals.interrupt() {
                     self.interrupt();
                 }
-                if self.halted || self.stopped {
+                if self.waits() {
+                    if self.cpu.env.turn.is_some() {
+                        return VmExit::Interrupted;
+                    }
                     self.cpu.env.leave();
-                    let open = self.cpu.state.flag(flags::IF) && !self.stopped;
-                    let nmi_open = self.takes_nmi();
-                    let own = &self.cpu.env.apic;
-                    self.signals
-                        .wait(open, || own.as_ref().is_some_and(|own| own.apic.has_event(nmi_open)));
+                    self.signals.wait(|| self.is_woken());
                     self.cpu.env.enter();
                     continue;
                 }
@@ -148,6 +159,9 @@ impl SoftVcpu {
                 Progress::Boundary => waiting = false,
                 Progress::Exit(exit) => return exit,
                 Progress::Wait(request) => {
+                    // It is begun anew.
+                    self.executed -= 1;
+                    self.cpu.env.now = self.executed;
                     if let Some(value) = self.cpu.env.ask_apic(&request) {
                         self.cpu.env.replay.answer(request, Some(value));
                         waiting = true;
@@ -212,6 +226,11 @@ impl SoftVcpu {
         self.signals.raise();
     }
 
+    /// Wires FERR# and IGNNE#: an x87 error while CR0.NE is clear goes there. Otherwise such errors are ignored.
+    pub fn set_fpu_errors(&mut self, logic: Arc<FpuErrorLogic>) {
+        self.cpu.env.fpu_errors = Some((logic, false));
+    }
+
     /// Gives it this local APIC, one of `cpus`; then `hlt` waits for interrupts and is no exit. All but number 0 wait for
     /// their start-up interrupt.
     pub fn set_local_apic(&mut self, apic: &Arc<LocalApic>, cpus: u32) {
@@ -236,6 +255,27 @@ impl SoftVcpu {
         self.halted = false;
     }
 
+    /// Whether it executes nothing before something comes.
+    pub(super) fn waits(&self) -> bool {
+        self.halted || self.stopped
+    }
+
+    /// Whether there is something for which it waits, if it does.
+    pub(super) fn is_woken(&self) -> bool {
+        let open = self.cpu.state.flag(flags::IF) && !self.stopped;
+        let nmi_open = self.takes_nmi();
+        let own = self.cpu.env.apic.as_ref();
+        open && self.signals.interrupt() || own.is_some_and(|own| own.apic.has_event(nmi_open))
+    }
+
+    pub(super) fn turn(&mut self) -> Option<&mut Turn> {
+        self.cpu.env.turn.as_mut()
+    }
+
+    pub(super) fn signals(&self) -> &Signals {
+        &self.signals
+    }
+
     fn takes_nmi(&self) -> bool {
         let handling = self.cpu.env.apic.as_ref().is_some_and(|own| own.in_nmi);
         !handling && !self.stopped && self.event.is_none() && !self.cpu.state.interrupt_shadow
@@ -246,6 +286,7 @@ impl SoftVcpu {
         while let Some(own) = &self.cpu.env.apic
             && let Some(event) = own.apic.take_event(self.takes_nmi())
         {
+            self.cpu.env.delivers(self.executed, || Delivered::Event(event));
             match event {
                 CpuEvent::Init => self.initialise(),
                 CpuEvent::StartUp(page) if self.stopped => {
@@ -278,6 +319,8 @@ impl SoftVcpu {
         self.signals.lower();
         if source.is_pending() {
             let exception = Exception::new(source.acknowledge());
+            let vector = exception.vector;
+            self.cpu.env.delivers(self.executed, || Delivered::Interrupt(vector));
             self.event = Some(Event {
                 exception,
                 source: Source::External,
@@ -296,7 +339,7 @@ impl SoftVcpu {
             return self.deliver(event);
         }
         // Interrupts are taken between blocks: one that the shadow holds off comes right after this instruction.
-        let step = self.execute(once || self.cpu.state.interrupt_shadow);
+        let step = self.execute(once || self.cpu.state.interrupt_shadow || self.executed >= self.soon);
         match step {
             Step::Pending(request) => return Progress::Wait(request),
             _ if once => self.cpu.env.replay.clear(),
@@ -304,10 +347,7 @@ impl SoftVcpu {
         }
         match step {
             Step::Done { trap: false } | Step::Repeat | Step::Pending(_) => Progress::Boundary,
-            Step::Done { trap: true } => {
-                self.cpu.state.debug[6] |= SINGLE_STEP;
-                self.raise(Exception::new(exception::DB))
-            }
+            Step::Done { trap: true } => self.raise_due(),
             Step::Fault(fault) => self.raise(fault),
             Step::Unsupported(mnemonic) => {
                 tracing::debug!(?mnemonic, rip = self.cpu.state.rip, "not implemented: #UD");
@@ -331,6 +371,7 @@ impl SoftVcpu {
             source: Source::Exception,
         };
         self.event = Some(event);
+        self.cpu.env.delivers(self.executed, || exception.into());
         self.deliver(event)
     }
 
@@ -354,178 +395,21 @@ impl SoftVcpu {
         if delivered == Err(Stop::TripleFault) {
             return Progress::Exit(VmExit::Shutdown);
         }
+        self.raise_due()
+    }
+
+    /// What the last step or delivery left to be raised is delivered next. (Not at once: each delivery may leave another,
+    /// if the handler's stack is watched, and nobody else would ever be heard.)
+    fn raise_due(&mut self) -> Progress {
+        if let Some(exception) = self.cpu.due() {
+            self.cpu.env.replay.clear();
+            self.event = Some(Event {
+                exception,
+                source: Source::Exception,
+            });
+        }
         Progress::Boundary
     }
-
-    /// Executes from CS:RIP on: some blocks, or one instruction.
-    fn execute(&mut self, once: bool) -> Step {
-        if !once
-            && self.fast
-            && let Some(mode) = Mode::of(&self.cpu.state)
-        {
-            return self.execute_fast(mode);
-        }
-        self.execute_block(once)
-    }
-
-    /// Executes up to [`CHAIN`] blocks by fast ops, as long as nothing else wants attention.
-    fn execute_fast(&mut self, mode: Mode) -> Step {
-        self.cpu.env.rights = mode.rights;
-        self.cpu.env.moved = false;
-        let mut step = Step::Done { trap: false };
-        for _ in 0..CHAIN {
-            let rip = self.cpu.state.rip;
-            let tag = self.cpu.env.tlb.epoch() << 3 | mode.number();
-            let Self {
-                cpu, blocks, executed, ..
-            } = self;
-            let end = if let Some(block) = blocks.known(rip, tag) {
-                run(block, cpu, mode, executed)
-            } else {
-                settle_flags(cpu);
-                match self.find_block() {
-                    Some(key) => {
-                        // What was found may have been found by filling the TLB, so the tag is taken anew.
-                        let tag = self.cpu.env.tlb.epoch() << 3 | mode.number();
-                        self.blocks.remember(key, tag);
-                        continue;
-                    }
-                    None => {
-                        self.executed += 1;
-                        return self.cpu.step();
-                    }
-                }
-            };
-            if let End::Leave(how) = end {
-                step = how;
-                break;
-            }
-            if self.signals.any() || !self.cpu.env.is_current() || self.executed >= self.until {
-                break;
-            }
-        }
-        settle_flags(&mut self.cpu);
-        step
-    }
-
-    /// Finds the block at CS:RIP, or decodes it. `None` if something is in the way: a single step finds out what is to be
-    /// done about it.
-    fn find_block(&mut self) -> Option<Key> {
-        let Self { cpu, blocks, .. } = self;
-        let at = cpu.code_address().ok()?;
-        let access = cpu.fetch_access();
-        let gpa = cpu.env.code_at(at, access).ok()??;
-        let key = Key {
-            gpa,
-            rip: cpu.state.rip,
-            size: cpu.state.code_size(),
-        };
-        let room = room_in_segment(&cpu.state);
-        if blocks.find(key).is_none() {
-            let to_page_end = (PAGE_SIZE - gpa.page_offset()) as usize;
-            let mut bytes = [0; MAX_BYTES];
-            let bytes = &mut bytes[..MAX_BYTES.min(to_page_end).min(room)];
-            cpu.env.tlb.place(gpa, bytes.len())?.read(bytes);
-            let length = blocks.decode(key, cpu, bytes)?.bytes;
-            // Another vCPU may have written to it before its writes were noticed.
-            let watched = cpu.env.watch_code(gpa, length);
-            let mut again = [0; MAX_BYTES];
-            let again = &mut again[..length];
-            let place = cpu.env.tlb.place(gpa, length);
-            if watched.is_none() || place.map(|place| place.read(again)).is_none() || *again != bytes[..length] {
-                blocks.forget(gpa.gfn());
-                return None;
-            }
-        }
-        blocks.find(key).filter(|block| block.bytes <= room).map(|_| key)
-    }
-
-    /// Executes the block at CS:RIP, or its first instruction, by the instruction core.
-    fn execute_block(&mut self, once: bool) -> Step {
-        self.executed += 1;
-        let key = self.find_block();
-        let Self {
-            cpu, blocks, executed, ..
-        } = self;
-        let Some(block) = key.and_then(|key| blocks.find(key)) else {
-            return cpu.step();
-        };
-        let count = if once { 1 } else { block.instructions.len() };
-        cpu.env.moved = false;
-        let mut step = Step::Repeat;
-        // The first is counted already.
-        *executed -= 1;
-        for instruction in block.instructions.iter().take(count) {
-            cpu.env.counts.core(instruction.instruction().mnemonic());
-            step = cpu.execute_decoded(instruction);
-            *executed += 1;
-            if step != (Step::Done { trap: false }) || cpu.env.moved {
-                break;
-            }
-        }
-        step
-    }
-}
-
-/// How a block ended.
-enum End {
-    /// At RIP, where another block may go on.
-    Block,
-    /// Something is to be looked at first.
-    Leave(Step),
-}
-
-/// Executes a block by its fast ops; what those leave alone is executed by the instruction core.
-#[inline]
-fn run(block: &Block, cpu: &mut Cpu<World>, mode: Mode, executed: &mut u64) -> End {
-    let mut next = cpu.state.rip;
-    for (index, op) in block.ops.iter().enumerate() {
-        match op.run(cpu) {
-            Go::Next => next = op.next(),
-            Go::Jump => {
-                *executed += index as u64 + 1;
-                return End::Block;
-            }
-            Go::Repeat => {
-                cpu.state.rip = next;
-                *executed += index as u64 + 1;
-                return End::Leave(Step::Repeat);
-            }
-            Go::Slow => {
-                settle_flags(cpu);
-                cpu.state.rip = next;
-                let step = match block.instructions.get(index) {
-                    Some(instruction) => {
-                        cpu.env.counts.core(instruction.instruction().mnemonic());
-                        cpu.execute_decoded(instruction)
-                    }
-                    None => cpu.step(),
-                };
-                next = op.next();
-                let plain = step == (Step::Done { trap: false }) && !cpu.env.moved;
-                if !plain || Mode::of(&cpu.state) != Some(mode) {
-                    *executed += index as u64 + 1;
-                    return End::Leave(step);
-                }
-                if cpu.state.rip != next {
-                    *executed += index as u64 + 1;
-                    return End::Block;
-                }
-            }
-        }
-    }
-    *executed += block.ops.len() as u64;
-    cpu.state.rip = next;
-    End::Block
-}
-
-/// Bytes from RIP to the end of the code segment.
-fn room_in_segment(state: &CpuState) -> usize {
-    if state.long_code() {
-        return usize::MAX;
-    }
-    let limit = u64::from(state.sys.cs.limit);
-    usize::try_from(limit.saturating_sub(state.rip).saturating_add(1)).unwrap_or(usize::MAX)
 }
 
 impl VcpuBackend for SoftVcpu {
@@ -584,6 +468,7 @@ impl VcpuBackend for SoftVcpu {
         env.enter();
         self.catch_up();
         let Cpu { state, env } = &mut self.cpu;
+        state.pdptes = paging::pdptes_of(regs, GUEST_CPU, &**env.tlb.slots());
         env.walker.set_state(state, &mut env.tlb);
         env.leave();
         Ok(())

@@ -4,7 +4,7 @@ use super::code::CodePages;
 use super::gate::Gates;
 use super::vcpu::SoftVcpu;
 use std::sync::Arc;
-use std::time::Instant;
+use umbra_devices::{Clock, HostClock, ManualClock};
 use umbra_memslots::{
     AddressSpaceId, Generation, GfnRange, MemSlot, ObserverError, SlotChange, SlotObserver, SlotReader,
 };
@@ -40,8 +40,10 @@ pub(super) struct Shared {
     pub gates: Gates,
     /// What was decoded by any vCPU.
     pub code: CodePages,
-    /// When the time-stamp counter was 0.
-    pub start: Instant,
+    /// The time, which was 0 when the time-stamp counter was.
+    pub clock: Arc<dyn Clock>,
+    /// The same clock, if it is the vCPUs' instructions that move it.
+    pub counted: Option<Arc<ManualClock>>,
 }
 
 /// A machine whose vCPUs are software.
@@ -73,6 +75,23 @@ impl SoftVm {
     /// # Errors
     /// [`SoftError`].
     pub fn new(options: SoftOptions) -> Result<Self, SoftError> {
+        Self::with_clock(options, Arc::new(HostClock::new()), None)
+    }
+
+    /// A machine whose time is counted: each instruction that a vCPU executes moves `clock` by a nanosecond, and nothing
+    /// that the guest sees depends on the host's time. Its vCPUs are to take turns ([`crate::turns`]).
+    ///
+    /// # Errors
+    /// [`SoftError`].
+    pub fn in_turns(options: SoftOptions, clock: Arc<ManualClock>) -> Result<Self, SoftError> {
+        Self::with_clock(options, Arc::clone(&clock) as _, Some(clock))
+    }
+
+    fn with_clock(
+        options: SoftOptions,
+        clock: Arc<dyn Clock>,
+        counted: Option<Arc<ManualClock>>,
+    ) -> Result<Self, SoftError> {
         let host = HostParams::x86(HOST_BITS).with_mmio_caching(options.mmio_caching);
         let layout = SpteLayout::new(host)?;
         let mmu = ShadowMmu::new(layout, HeapTables::new(TABLES_AT, TABLES)?)?;
@@ -80,7 +99,8 @@ impl SoftVm {
             mmu: Arc::new(mmu),
             gates: Gates::default(),
             code: CodePages::default(),
-            start: Instant::now(),
+            clock,
+            counted,
         })))
     }
 

@@ -6,17 +6,20 @@ use super::tlb::Tlb;
 use super::vm::Shared;
 use crate::backend::ShadowTables;
 use crate::emulate::{Access, AccessKind, CpuState, Exception, Stop};
+use crate::paging;
 use std::sync::Arc;
 use umbra_memslots::{AddressSpaceId, Gfn, GfnRange, Gpa, Gva, Memslots, SlotReader};
 use umbra_mmu::NoObserver;
 use umbra_mmu::direct::{FoundSlot, SlotSet};
-use umbra_mmu::guest_walk::{PdpteLoad, load_pdptes};
 use umbra_mmu::hw_model::{HwAccess, HwCpu, HwOutcome, Wired, hw_walk};
 use umbra_mmu::shadow::{
     FaultOutcome, FoundFrame, FrameSource, ShadowFault, ShadowRoot, ShadowStats, ShadowVcpu, TlbControl,
 };
 use umbra_mmu::x86::control::{cr0, cr4, efer, rflags};
-use umbra_mmu::x86::{self, GuestCpu, PageFaultCode, PagingMode, PagingRegs, PagingState, Privilege};
+use umbra_mmu::x86::{self, GuestCpu, PageFaultCode, PagingRegs, PagingState, Privilege};
+
+/// What the guest's CPUID says about paging.
+pub(super) const GUEST_CPU: GuestCpu = GuestCpu::intel(super::cpuid::PHYSICAL_BITS);
 
 /// Faults that one access may take before the vCPU looks at the world again. Each either makes progress or lost against
 /// another vCPU.
@@ -53,8 +56,8 @@ pub(super) struct Walker {
 
 impl Walker {
     /// With the registers that `state` has.
-    pub fn new(shared: Arc<Shared>, state: &CpuState, mut slots: SlotReader) -> Self {
-        let regs = registers(state, slots.snapshot_arc());
+    pub fn new(shared: Arc<Shared>, state: &CpuState, slots: SlotReader) -> Self {
+        let regs = registers(state);
         let pass = shared.gates.add();
         Self {
             shared,
@@ -152,7 +155,7 @@ impl Walker {
 
     /// A control register or EFER was written.
     pub fn set_state(&mut self, state: &CpuState, tlb: &mut Tlb) {
-        self.regs = registers(state, tlb.slots());
+        self.regs = registers(state);
         self.vcpu.set_state(PagingState::new(&self.regs));
         self.rooted = None;
         tlb.flush();
@@ -308,25 +311,8 @@ fn described(access: Access) -> x86::Access {
 }
 
 /// The registers that address translation depends on.
-fn registers(state: &CpuState, memory: &Memslots) -> PagingRegs {
-    let sys = &state.sys;
-    let mut regs = PagingRegs {
-        cr0: sys.cr0,
-        cr3: sys.cr3,
-        cr4: sys.cr4,
-        efer: sys.efer,
-        rflags: state.rflags,
-        pkru: state.fpu.pkru(),
-        pdptes: [0; 4],
-        cpu: GuestCpu::intel(super::cpuid::PHYSICAL_BITS),
-    };
-    // Registers that can't be loaded map nothing.
-    if PagingMode::of(&regs) == PagingMode::Pae
-        && let PdpteLoad::Loaded(entries) = load_pdptes(&regs, memory)
-    {
-        regs.pdptes = entries;
-    }
-    regs
+fn registers(state: &CpuState) -> PagingRegs {
+    paging::registers(&state.sys, state.pdptes, state.rflags, state.fpu.pkru(), GUEST_CPU)
 }
 
 /// What the MMU wants forgotten: by all vCPUs at once, by this one before it goes inside again.

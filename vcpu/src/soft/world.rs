@@ -7,11 +7,13 @@ use super::counts::SoftCounts;
 use super::fast::flags::Lazy;
 use super::host::Place;
 use super::tlb::Tlb;
+use super::turn::Turn;
 use super::vm::Shared;
 use super::walker::{Target, Walker};
 use crate::emulate::{Access, AccessKind, CpuState, Memory, Stop};
 use crate::fallback::replay::Replay;
 use std::sync::Arc;
+use umbra_devices::models::fpu_error::FpuErrorLogic;
 use umbra_memslots::{Gpa, Gva, PAGE_SIZE, SlotReader};
 
 /// Everything outside the CPU.
@@ -22,8 +24,8 @@ pub(super) struct World {
     code: Seen,
     /// Status flags that RFLAGS does not have yet; settled before anybody else looks.
     pub lazy: Lazy,
-    /// The rights of fast ops.
-    pub rights: u8,
+    /// Fast ops may use XMM registers.
+    pub vectors: bool,
     pub replay: Replay,
     /// What it executes.
     pub counts: SoftCounts,
@@ -35,9 +37,15 @@ pub(super) struct World {
     pub apic_base: u64,
     /// If it has one.
     pub apic: Option<OwnApic>,
+    /// Who is at FERR# and IGNNE#, and whether FERR# is asserted.
+    pub fpu_errors: Option<(Arc<FpuErrorLogic>, bool)>,
     pub tsc_offset: u64,
     /// Where and whether the guest wants the time: see `pvclock`.
     pub system_time: u64,
+    /// Instructions that the vCPU has executed before this one; of meaning only where the core asks for something.
+    pub now: u64,
+    /// If it takes turns with others.
+    pub turn: Option<Turn>,
 }
 
 /// The part of an access that lies in one page.
@@ -56,7 +64,7 @@ impl World {
             tlb: Tlb::new(snapshot),
             code: Seen::default(),
             lazy: Lazy::default(),
-            rights: 0,
+            vectors: false,
             replay: Replay::default(),
             counts: SoftCounts::default(),
             shared,
@@ -65,8 +73,11 @@ impl World {
             pat: super::platform::PAT_AT_RESET,
             apic_base: 0,
             apic: None,
+            fpu_errors: None,
             tsc_offset: 0,
             system_time: 0,
+            now: 0,
+            turn: None,
         }
     }
 
@@ -125,7 +136,7 @@ impl World {
 
     fn translate(&mut self, at: Gva, access: Access) -> Result<Target, Stop> {
         // The device that has answered is not looked for again.
-        if self.replay.has_next()
+        if self.replay.knows_next()
             && let Some(gpa) = self.walker.devices.again(at, access)
         {
             return Ok(Target::Device(gpa));

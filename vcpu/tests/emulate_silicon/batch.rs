@@ -2,52 +2,79 @@
 
 use super::compare;
 use super::generate::{Case, Generator};
-use super::machine::{Ended, How, Machine, WINDOW, WINDOW_SIZE};
+use super::layout::{WINDOW, WINDOW_SIZE};
+use super::machine::{Ended, How, Machine, Registers};
+use super::mode::Mode;
 use super::model::Window;
+#[cfg(target_env = "gnu")]
+use super::process::Process;
 use super::report::Report;
 use super::rng::Rng;
-use umbra_vcpu::emulate::state::{cr0, cr4, efer};
+use super::segments;
+use super::vendor;
 use umbra_vcpu::emulate::{Cpu, CpuState};
-use umbra_vcpu::regs::Segment;
+
+/// What runs cases on a real CPU.
+pub trait Silicon {
+    /// Puts a case into its slot.
+    fn load(&mut self, index: usize, code: &[u8], input: &Registers);
+    /// Runs slots `0..count`.
+    fn run(&mut self, count: usize) -> Result<Vec<Ended>, String>;
+    /// The memory that cases work on.
+    fn window(&self) -> &[u8];
+    fn set_window(&mut self, bytes: &[u8]);
+}
+
+impl Silicon for Machine {
+    fn load(&mut self, index: usize, code: &[u8], input: &Registers) {
+        self.load(index, code, input);
+    }
+
+    fn run(&mut self, count: usize) -> Result<Vec<Ended>, String> {
+        self.run(count)
+    }
+
+    fn window(&self) -> &[u8] {
+        self.bytes(WINDOW, WINDOW_SIZE)
+    }
+
+    fn set_window(&mut self, bytes: &[u8]) {
+        self.bytes_mut(WINDOW, WINDOW_SIZE).copy_from_slice(bytes);
+    }
+}
+
+#[cfg(target_env = "gnu")]
+impl Silicon for Process {
+    fn load(&mut self, index: usize, code: &[u8], input: &Registers) {
+        self.load(index, code, input);
+    }
+
+    fn run(&mut self, count: usize) -> Result<Vec<Ended>, String> {
+        self.run(count)
+    }
+
+    fn window(&self) -> &[u8] {
+        self.bytes(WINDOW, WINDOW_SIZE)
+    }
+
+    fn set_window(&mut self, bytes: &[u8]) {
+        self.bytes_mut(WINDOW, WINDOW_SIZE).copy_from_slice(bytes);
+    }
+}
 
 pub struct Batch {
+    mode: Mode,
     cases: Vec<(Case, Ended)>,
     before: Vec<u8>,
     after: Vec<u8>,
 }
 
-fn template() -> CpuState {
-    let mut state = CpuState::default();
-    let sys = &mut state.sys;
-    sys.cs = Segment {
-        long: true,
-        dpl: 3,
-        present: true,
-        non_system: true,
-        kind: 11,
-        selector: 0x33,
-        ..Segment::default()
-    };
-    sys.ss = Segment {
-        dpl: 3,
-        present: true,
-        non_system: true,
-        kind: 3,
-        selector: 0x2b,
-        ..Segment::default()
-    };
-    (sys.ds, sys.es) = (sys.ss, sys.ss);
-    sys.cr0 = cr0::PE | cr0::PG | cr0::WP | cr0::NE | cr0::ET | cr0::MP;
-    sys.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT;
-    sys.efer = efer::LMA | efer::LME | efer::SCE | efer::NXE;
-    state
-}
-
 impl Batch {
     /// Draws `count` cases and has the core run them.
     pub fn build(generator: &Generator, rng: &mut Rng, count: usize) -> Self {
-        let template = template();
-        let mut window = Window::new();
+        let mode = generator.mode();
+        let template = mode.template();
+        let mut window = Window::new(mode);
         for chunk in window.data.chunks_mut(16) {
             super::numbers::memory(rng, chunk);
         }
@@ -66,6 +93,7 @@ impl Batch {
             }
         }
         Self {
+            mode,
             cases,
             before,
             after: cpu.env.data,
@@ -73,7 +101,7 @@ impl Batch {
     }
 
     /// Has the silicon run the cases and notes what differs.
-    pub fn run(&self, machine: &mut Machine, report: &mut Report) {
+    pub fn run(&self, machine: &mut dyn Silicon, report: &mut Report) {
         let mut run = self.run_silicon(machine);
         // Once in a few hundred thousand cases KVM takes an instruction for its emulator's, which does not know it. It
         // runs the same batch well afterwards.
@@ -87,13 +115,13 @@ impl Batch {
         for ((case, core), silicon) in self.cases.iter().zip(&ended) {
             report.note(case, silicon, &compare::differences(case, silicon, core));
         }
-        if machine.bytes(WINDOW, WINDOW_SIZE) != self.after {
+        if machine.window() != self.after {
             self.find_memory_difference(machine, report);
         }
     }
 
-    fn run_silicon(&self, machine: &mut Machine) -> Result<Vec<Ended>, String> {
-        machine.bytes_mut(WINDOW, WINDOW_SIZE).copy_from_slice(&self.before);
+    fn run_silicon(&self, machine: &mut dyn Silicon) -> Result<Vec<Ended>, String> {
+        machine.set_window(&self.before);
         for (index, (case, _)) in self.cases.iter().enumerate() {
             machine.load(index, &case.bytes, &case.input);
         }
@@ -109,12 +137,12 @@ impl Batch {
     }
 
     /// Runs the cases one by one to find the first that leaves memory different.
-    fn find_memory_difference(&self, machine: &mut Machine, report: &mut Report) {
-        let template = template();
-        let mut window = Window::new();
+    fn find_memory_difference(&self, machine: &mut dyn Silicon, report: &mut Report) {
+        let template = self.mode.template();
+        let mut window = Window::new(self.mode);
         window.data.clone_from(&self.before);
         let mut cpu = Cpu::new(template.clone(), window);
-        machine.bytes_mut(WINDOW, WINDOW_SIZE).copy_from_slice(&self.before);
+        machine.set_window(&self.before);
         for index in 0..self.cases.len() {
             let (case, _) = &self.cases[index];
             run_core(&mut cpu, &template, case, index);
@@ -126,7 +154,7 @@ impl Batch {
             if let Err(why) = machine.run(index + 1) {
                 return report.broken(&why);
             }
-            let silicon = machine.bytes(WINDOW, WINDOW_SIZE);
+            let silicon = machine.window();
             if let Some(at) = (0..WINDOW_SIZE).find(|at| silicon[*at] != cpu.env.data[*at]) {
                 let end = (at + 16).min(WINDOW_SIZE);
                 let text = format!(
@@ -144,6 +172,24 @@ impl Batch {
 
 fn run_core(cpu: &mut Cpu<Window>, template: &CpuState, case: &Case, index: usize) -> Option<Ended> {
     cpu.state = compare::state(case, template);
+    let halved = vendor::pushes_wide_selector(case) && vendor::pushes_half();
+    let before = halved.then(|| cpu.env.data.clone());
     let step = cpu.execute(&case.insn);
-    compare::ended(step, &cpu.state, case, index)
+    let ended = compare::ended(step, &cpu.state, case, index)?;
+    if let Some(before) = before
+        && ended.how == How::Next
+    {
+        // The upper half of what was pushed stays as it was.
+        let width = if segments::hidden(case.input.segments[2]).db {
+            0xffff_ffff
+        } else {
+            0xffff
+        };
+        let base = segments::hidden(case.input.segments[2]).base;
+        let upper = base + ((case.input.gpr[4].wrapping_sub(2)) & width);
+        let start = usize::try_from(upper.checked_sub(WINDOW)?).ok()?;
+        let old = before.get(start..start + 2)?;
+        cpu.env.data[start..start + 2].copy_from_slice(old);
+    }
+    Some(ended)
 }

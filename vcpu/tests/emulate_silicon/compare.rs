@@ -1,7 +1,11 @@
 //! What must be equal between silicon and core, and what the manuals leave open.
 
 use super::generate::Case;
-use super::machine::{Ended, How, Registers, pad};
+use super::layout::{PAD, PAD_16, PAD_64, slot};
+use super::machine::{Ended, How, Registers};
+use super::mode::Mode;
+use super::segments;
+use super::vendor;
 use iced_x86::{Instruction, Mnemonic as M, OpKind, RflagsBits};
 use umbra_vcpu::emulate::flags::{AF, CF, DF, OF, PF, SF, ZF};
 use umbra_vcpu::emulate::{CpuState, Step};
@@ -12,6 +16,11 @@ pub fn state(case: &Case, template: &CpuState) -> CpuState {
     state.gpr = case.input.gpr;
     state.rflags = case.input.rflags | 0x202;
     state.rip = case.insn.ip();
+    if !case.mode.is_long() {
+        let [es, cs, ss, ds, fs, gs] = case.input.segments.map(segments::hidden);
+        let sys = &mut state.sys;
+        (sys.es, sys.cs, sys.ss, sys.ds, sys.fs, sys.gs) = (es, cs, ss, ds, fs, gs);
+    }
     let fx = &case.input.fx;
     state.fpu.xmm_from_image(fx, 16);
     state.fpu.x87_from_image(fx, true);
@@ -19,10 +28,37 @@ pub fn state(case: &Case, template: &CpuState) -> CpuState {
     state
 }
 
-/// Whether the case leaves something open that the harness would see: `enter` may have pushed before it faults, and
-/// which MXCSR bits exist differs.
+/// Whether the case leaves something open that the harness would see. (Which MXCSR bits exist differs.)
 fn open_ended(case: &Case, how: How) -> bool {
-    matches!(case.insn.mnemonic(), M::Enter | M::Ldmxcsr) && how != How::Next
+    vendor::may_have_begun(case, how) || (case.insn.mnemonic() == M::Ldmxcsr && how != How::Next)
+}
+
+fn fell_through(state: &CpuState, case: &Case) -> bool {
+    let same_code = case.mode.is_long() || state.sys.cs.selector == case.input.segments[1];
+    same_code && state.rip == case.insn.next_ip()
+}
+
+/// Whether the core is at a pad of its slot, in code of the pad's kind.
+fn landed(state: &CpuState, mode: Mode, index: usize) -> bool {
+    if mode.is_long() {
+        return state.rip == mode.pad(index);
+    }
+    let cs = &state.sys.cs;
+    let pad = match (cs.long, cs.db) {
+        (true, _) => PAD_64,
+        (false, true) => PAD,
+        (false, false) => PAD_16,
+    };
+    cs.base + state.rip == slot(index) + pad
+}
+
+/// The vector of `int3` and of `into`.
+fn soft_vector(case: &Case) -> Option<u8> {
+    match case.insn.mnemonic() {
+        M::Int3 => Some(3),
+        M::Into => Some(4),
+        _ => None,
+    }
 }
 
 /// What the core says, in the silicon's terms; `None` if it can't say.
@@ -32,8 +68,19 @@ pub fn ended(step: Step, state: &CpuState, case: &Case, index: usize) -> Option<
         return None;
     }
     let how = match step {
-        Step::Done { .. } if state.rip == case.insn.next_ip() => How::Next,
-        Step::Done { .. } if state.rip == pad(index) => How::Taken,
+        Step::Done { .. } if fell_through(state, case) => How::Next,
+        Step::Done { .. } if landed(state, case.mode, index) => How::Taken,
+        // There is no IDT: the core stops at the gate, where the silicon goes through.
+        Step::Fault(fault)
+            if let Some(vector) = soft_vector(case)
+                && fault.error_code == Some(u32::from(vector) * 8 + 2) =>
+        {
+            How::Fault {
+                vector,
+                code: 0,
+                cr2: None,
+            }
+        }
         Step::Fault(fault) => How::Fault {
             vector: fault.vector,
             code: fault.error_code.unwrap_or(0),
@@ -52,8 +99,25 @@ pub fn ended(step: Step, state: &CpuState, case: &Case, index: usize) -> Option<
         gpr: state.gpr,
         rflags: state.rflags,
         fx,
+        segments: selectors(state, case.mode),
     };
     Some(Ended { registers, how })
+}
+
+/// What can be seen of segment registers. CS is told apart by where a case lands.
+fn selectors(state: &CpuState, mode: Mode) -> [u16; 6] {
+    if mode.is_long() {
+        return [0; 6];
+    }
+    let sys = &state.sys;
+    [
+        sys.es.selector,
+        0,
+        sys.ss.selector,
+        sys.ds.selector,
+        sys.fs.selector,
+        sys.gs.selector,
+    ]
 }
 
 /// Status flags that the instruction leaves undefined.
@@ -128,15 +192,25 @@ fn hex(bytes: &[u8]) -> String {
 /// Differences, in words; empty if there are none.
 pub fn differences(case: &Case, silicon: &Ended, core: &Ended) -> Vec<String> {
     let mut found = Vec::new();
-    if silicon.how != core.how && !hidden_by_kvm(silicon.how, core.how) && !either_operand(case, silicon.how, core.how)
-    {
+    let allowed =
+        vendor::same_end(case, silicon.how, core.how) || (case.mode.is_long() && hidden_by_kvm(silicon.how, core.how));
+    if vendor::store_gave_way(case, silicon, core) {
+        return found;
+    }
+    if silicon.how != core.how && !allowed {
         found.push(format!("silicon {:x?}, core {:x?}", silicon.how, core.how));
     }
     let insn = &case.insn;
     for (number, (left, right)) in silicon.registers.gpr.iter().zip(&core.registers.gpr).enumerate() {
-        if left != right {
+        if (left ^ right) & vendor::agreed_bits(case, number, *left) != 0 {
             found.push(format!("gpr {number}: silicon {left:#x}, core {right:#x}"));
         }
+    }
+    // Where the kernel came back from an interrupt, null selectors are zero.
+    let null = |selector: u16| if selector < 4 { 0 } else { selector };
+    let (left, right) = (silicon.registers.segments.map(null), core.registers.segments.map(null));
+    if left != right {
+        found.push(format!("segments: silicon {left:x?}, core {right:x?}"));
     }
     let faulted = matches!(silicon.how, How::Fault { .. });
     let mmx = (0..insn.op_count()).any(|operand| insn.op_register(operand).is_mm());
@@ -147,7 +221,9 @@ pub fn differences(case: &Case, silicon: &Ended, core: &Ended) -> Vec<String> {
         }
         let (left, right) = (&silicon.registers.fx[range.clone()], &core.registers.fx[range]);
         for (index, (left, right)) in left.chunks(step).zip(right.chunks(step)).enumerate() {
-            if left != right && !super::approximate::close(insn, what, left, right) {
+            let close =
+                super::approximate::close(insn, what, left, right) || vendor::same_nans(insn, what, left, right);
+            if left != right && !close {
                 found.push(format!("{what} {index}: silicon {}, core {}", hex(left), hex(right)));
             }
         }
@@ -156,22 +232,12 @@ pub fn differences(case: &Case, silicon: &Ended, core: &Ended) -> Vec<String> {
     if !faulted {
         mask &= !undefined_flags(insn, &case.input);
     }
-    if (silicon.registers.rflags ^ core.registers.rflags) & mask != 0 {
+    let beginning = vendor::flags_of_beginning(case, silicon, mask);
+    if (silicon.registers.rflags ^ core.registers.rflags) & mask != 0 && !beginning {
         let (left, right) = (silicon.registers.rflags & mask, core.registers.rflags & mask);
         found.push(format!("flags: silicon {left:#x}, core {right:#x}"));
     }
     found
-}
-
-/// `cmps` reads its two operands in no fixed order: if both fault, either may be reported. Likewise the fields of an x87
-/// environment.
-fn either_operand(case: &Case, silicon: How, core: How) -> bool {
-    let page_fault = |how| matches!(how, How::Fault { vector: 14, .. });
-    let parts = match case.insn.mnemonic() {
-        M::Fldenv | M::Frstor => true,
-        _ => case.insn.is_string_instruction() && case.insn.op_count() == 2,
-    };
-    parts && page_fault(silicon) && page_fault(core)
 }
 
 /// Whether a case ended in #UD.

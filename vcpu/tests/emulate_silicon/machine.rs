@@ -3,10 +3,13 @@
 //! Each slot of the code area loads a case's registers, runs one instruction and stores the registers; slots follow one
 //! another, so one entry into the guest runs hundreds of cases. A fault ends in a CPL 0 stub that halts.
 
+use super::layout::{
+    CODE, CODE_SLOT, FLAGS, FX, HOLE, OUT, PAD, PADS_END, READ_ONLY, READ_ONLY_END, RECORDS, SLOTS, TAKEN, WINDOW,
+    record,
+};
+use super::mode::Mode;
 use kvm_bindings::{kvm_regs, kvm_sregs, kvm_userspace_memory_region, kvm_xsave};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-
-pub const SLOTS: usize = 400;
 
 const GDT: u64 = 0x1000;
 const IDT: u64 = 0x2000;
@@ -14,22 +17,9 @@ const TSS: u64 = 0x3000;
 const STUBS: u64 = 0x4000;
 const STACK_TOP: u64 = 0x7000;
 const TABLES: u64 = 0x10000;
-const CODE: u64 = 0x10_0000;
-const CODE_SLOT: u64 = 0x400;
-const RECORDS: u64 = 0x20_0000;
-const RECORD: u64 = 0x800;
 const MEMORY: usize = 0x60_0000;
 
-/// The instruction's place within its slot, and where branches land.
-const HOLE: u64 = 0x140;
-const PAD: u64 = HOLE + 0x30;
-const EPILOGUE: u64 = HOLE + 0x50;
-
-/// Memory that cases work on: an unmapped page, three pages, a read-only page with the branch targets, unmapped again.
-pub const WINDOW: u64 = 0x40_1000;
-pub const WINDOW_SIZE: usize = 0x3000;
-pub const READ_ONLY: u64 = WINDOW + WINDOW_SIZE as u64;
-pub const READ_ONLY_END: u64 = READ_ONLY + 0x1000;
+const EPILOGUE: u64 = PADS_END;
 
 /// Registers before or after a case.
 #[derive(Clone, PartialEq)]
@@ -37,6 +27,8 @@ pub struct Registers {
     pub gpr: [u64; 16],
     pub rflags: u64,
     pub fx: [u8; 512],
+    /// ES, CS, SS, DS, FS, GS; all zero where they are not looked at.
+    pub segments: [u16; 6],
 }
 
 /// How a case ended on the silicon.
@@ -68,31 +60,7 @@ pub struct Machine {
     _vm: VmFd,
 }
 
-/// Where the instruction of slot `index` lies.
-pub fn hole(index: usize) -> u64 {
-    CODE + index as u64 * CODE_SLOT + HOLE
-}
-
-/// Where a branch in slot `index` should go.
-pub fn pad(index: usize) -> u64 {
-    CODE + index as u64 * CODE_SLOT + PAD
-}
-
-/// Where a pointer to [`pad`] lies.
-pub fn pad_pointer(index: usize) -> u64 {
-    READ_ONLY + 8 * index as u64
-}
-
-fn record(index: usize) -> u64 {
-    RECORDS + index as u64 * RECORD
-}
-
 const UD2: [u8; 2] = [0x0f, 0x0b];
-const OUT: u64 = 0x400;
-const FLAGS: u64 = 0x80;
-const TAKEN: u64 = 0x88;
-const FX: u64 = 0x100;
-
 impl Machine {
     pub fn new() -> Result<Self, String> {
         let text = |error: kvm_ioctls::Error| error.to_string();
@@ -200,9 +168,7 @@ impl Machine {
                 if rights == 0 { 0 } else { at | rights | 0x60 },
             );
         }
-        for index in 0..SLOTS {
-            self.put64(pad_pointer(index), pad(index));
-        }
+        self.put(READ_ONLY, &super::layout::read_only(Mode::Long));
     }
 
     /// The fixed part of each slot: only the instruction changes from batch to batch.
@@ -317,7 +283,7 @@ impl Machine {
         self.put64(at + FLAGS, input.rflags);
         self.put(at + FX, &input.fx);
         self.put64(at + OUT + TAKEN, 0);
-        let hole = hole(index);
+        let hole = Mode::Long.hole(index);
         self.put(hole, code);
         let jump = EPILOGUE - HOLE - code.len() as u64 - 5;
         let mut tail = vec![0xe9];
@@ -363,7 +329,7 @@ impl Machine {
                 None
             };
             let index = (rip.wrapping_sub(CODE) / CODE_SLOT) as usize;
-            if index >= count || rip != hole(index) {
+            if index >= count || rip != Mode::Long.hole(index) {
                 return Err(format!(
                     "vector {vector} at {rip:#x}, which is not an instruction under test"
                 ));
@@ -397,6 +363,7 @@ impl Machine {
                     gpr,
                     rflags: r.rflags,
                     fx: fpu,
+                    segments: [0; 6],
                 },
                 how,
             };
@@ -411,6 +378,7 @@ impl Machine {
             gpr,
             rflags: self.get64(output + FLAGS),
             fx: self.bytes(output + FX, 512).try_into().unwrap(),
+            segments: [0; 6],
         };
         Ended { registers, how }
     }

@@ -1,6 +1,8 @@
 //! The world of the instruction core in these tests: the same window of memory that the silicon sees.
 
-use super::machine::{READ_ONLY, READ_ONLY_END, SLOTS, WINDOW, WINDOW_SIZE, pad};
+use super::layout::{CODE, READ_ONLY, READ_ONLY_END, WINDOW, WINDOW_SIZE};
+use super::mode::Mode;
+use super::segments::{self, ENTRIES, GDT, GDT_LIMIT, LDT};
 use umbra_devices::IoSize;
 use umbra_memslots::Gva;
 use umbra_vcpu::emulate::exception::page_fault_code as code;
@@ -9,18 +11,34 @@ use umbra_vcpu::emulate::{Access, AccessKind, CpuState, Exception, Memory, Platf
 /// The window's contents. An access anywhere else that the silicon could make is "wild": such a case is not run.
 #[derive(Clone)]
 pub struct Window {
+    mode: Mode,
     pub data: Vec<u8>,
     read_only: Vec<u8>,
 }
 
 impl Window {
-    pub fn new() -> Self {
-        let mut read_only: Vec<u8> = (0..SLOTS).flat_map(|index| pad(index).to_le_bytes()).collect();
-        read_only.resize(0x1000, 0);
+    pub fn new(mode: Mode) -> Self {
         Self {
+            mode,
             data: vec![0; WINDOW_SIZE],
-            read_only,
+            read_only: super::layout::read_only(mode),
         }
+    }
+
+    /// A part of a descriptor table, which only the CPU itself looks at.
+    fn descriptor(at: Gva, bytes: &mut [u8]) -> Option<Result<(), Stop>> {
+        let address = at.get();
+        let tables =
+            (LDT..LDT + 8 * ENTRIES as u64).contains(&address) || (GDT..=GDT + u64::from(GDT_LIMIT)).contains(&address);
+        if !tables {
+            return None;
+        }
+        let Some(raw) = segments::descriptor_at(address & !7) else {
+            return Some(Err(Stop::Unsupported));
+        };
+        let start = (address & 7) as usize;
+        bytes.copy_from_slice(&raw.to_le_bytes()[start..start + bytes.len()]);
+        Some(Ok(()))
     }
 
     fn check(&self, at: Gva, length: usize, access: Access) -> Result<(), Stop> {
@@ -37,13 +55,27 @@ impl Window {
                 READ_ONLY..READ_ONLY_END => {
                     return Err(Exception::page_fault(code::PRESENT | write | code::USER, Gva::new(address)).into());
                 }
-                0x40_0000..0x40_1000 | READ_ONLY_END..0x7fff_ffff_f000 => {
+                _ if self.is_unmapped(address) => {
                     return Err(Exception::page_fault(write | code::USER, Gva::new(address)).into());
                 }
                 _ => return Err(Stop::Unsupported),
             }
         }
         Ok(())
+    }
+
+    /// Where the silicon surely has nothing. Code and records of the harness are there, but nobody's business.
+    const fn is_unmapped(&self, address: u64) -> bool {
+        match self.mode {
+            Mode::Long => {
+                address >= 0x40_0000 && address < WINDOW || address >= READ_ONLY_END && address < 0x7fff_ffff_f000
+            }
+            _ => {
+                address < CODE
+                    || address >= 0x40_0000 && address < WINDOW
+                    || address >= READ_ONLY_END && address < 1 << 32
+            }
+        }
     }
 
     fn byte(&self, address: u64) -> u8 {
@@ -57,6 +89,11 @@ impl Window {
 
 impl Memory for Window {
     fn read(&mut self, at: Gva, bytes: &mut [u8], access: Access) -> Result<(), Stop> {
+        if access.implicit
+            && let Some(found) = Self::descriptor(at, bytes)
+        {
+            return found;
+        }
         self.check(at, bytes.len(), access)?;
         for (offset, byte) in bytes.iter_mut().enumerate() {
             *byte = self.byte(at.get() + offset as u64);

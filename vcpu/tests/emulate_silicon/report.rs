@@ -2,8 +2,10 @@
 
 use super::generate::Case;
 use super::machine::{Ended, How};
+use iced_x86::Code;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::sync::{Mutex, PoisonError};
 
 /// Enough to work with.
 const MANY: usize = 40;
@@ -55,7 +57,11 @@ impl Report {
         for (number, value) in case.input.gpr.iter().enumerate() {
             let _ = write!(text, " r{number}={value:x}");
         }
-        let _ = write!(text, " flags={:x}", case.input.rflags);
+        let _ = write!(
+            text,
+            " flags={:x} segments={:x?}",
+            case.input.rflags, case.input.segments
+        );
         let fx = &case.input.fx;
         let number = |at: usize, length: usize| {
             let bytes = fx[at..at + length].iter().rev();
@@ -100,26 +106,50 @@ impl Report {
         }
     }
 
-    /// Writes the coverage between the marks in `docs/instructions.md`.
-    pub fn write_table(&self) {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/instructions.md");
-        let page = std::fs::read_to_string(path).expect("docs/instructions.md");
-        let (start, end) = ("<!-- coverage -->", "<!-- end of coverage -->");
-        let head = page.split(start).next().expect("start mark");
-        let tail = page.split(end).nth(1).expect("end mark");
-        let mut table = format!(
-            "{} cases.\n\n| Mnemonic | Forms | Cases | of them faults |\n| --- | --: | --: | --: |\n",
-            self.cases
-        );
-        for (mnemonic, row) in &self.coverage {
-            let _ = writeln!(
-                table,
-                "| `{mnemonic}` | {} | {} | {} |",
-                row.forms.len(),
-                row.cases,
-                row.faults
-            );
-        }
-        std::fs::write(path, format!("{head}{start}\n{table}{end}{tail}")).expect("docs/instructions.md is writable");
+    /// Those of `forms` that no case had.
+    pub fn missing(&self, forms: &[Code]) -> Vec<Code> {
+        let seen = |code: &Code| {
+            self.coverage
+                .values()
+                .any(|row| row.forms.contains(&format!("{code:?}")))
+        };
+        forms.iter().copied().filter(|code| !seen(code)).collect()
     }
+
+    fn cells(&self, mnemonic: &str) -> String {
+        self.coverage.get(mnemonic).map_or_else(
+            || "| | | ".to_owned(),
+            |row| format!("| {} | {} | {} ", row.forms.len(), row.cases, row.faults),
+        )
+    }
+}
+
+/// Writes coverage by modes between two marks in `docs/instructions.md`.
+pub fn write_table(mark: &str, modes: &[(&str, &Report)]) {
+    // Two tests write, each its own table.
+    static PAGE: Mutex<()> = Mutex::new(());
+    let _guard = PAGE.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/instructions.md");
+    let page = std::fs::read_to_string(path).expect("docs/instructions.md");
+    let (start, end) = (format!("<!-- {mark} -->"), format!("<!-- end of {mark} -->"));
+    let head = page.split(&start).next().expect("start mark");
+    let tail = page.split(&end).nth(1).expect("end mark");
+    let counts: Vec<String> = modes
+        .iter()
+        .map(|(name, report)| format!("{name} code: {} cases.", report.cases))
+        .collect();
+    let mut table = format!("{}\n\n| Mnemonic ", counts.join(" "));
+    for (name, _) in modes {
+        let _ = write!(table, "| Forms, {name} | Cases | of them faults ");
+    }
+    let _ = writeln!(table, "|\n| --- {}|", "| --: | --: | --: ".repeat(modes.len()));
+    let mnemonics: BTreeSet<&String> = modes.iter().flat_map(|(_, report)| report.coverage.keys()).collect();
+    for mnemonic in mnemonics {
+        let _ = write!(table, "| `{mnemonic}` ");
+        for (_, report) in modes {
+            table.push_str(&report.cells(mnemonic));
+        }
+        table.push_str("|\n");
+    }
+    std::fs::write(path, format!("{head}{start}\n{table}{end}{tail}")).expect("docs/instructions.md is writable");
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how tests fail")]
 
 use std::sync::Arc;
+use umbra_devices::ManualClock;
 use umbra_memslots::ram::{GuestRam, HostMapping};
 use umbra_memslots::{Gpa, GuestMemory, SlotLimits, SlotTable};
 use umbra_vcpu::backend::VcpuBackend;
@@ -22,7 +23,16 @@ pub struct Machine {
 impl Machine {
     /// With `ram` bytes from address 0 on, and a GDT in them.
     pub fn new(ram: u64) -> Self {
-        let vm = SoftVm::new(SoftOptions { mmio_caching: true }).unwrap();
+        Self::of(SoftVm::new(SoftOptions { mmio_caching: true }).unwrap(), ram)
+    }
+
+    /// The same with CPUs that take turns and move `clock`.
+    pub fn in_turns(ram: u64, clock: Arc<ManualClock>) -> Self {
+        let vm = SoftVm::in_turns(SoftOptions { mmio_caching: true }, clock);
+        Self::of(vm.unwrap(), ram)
+    }
+
+    fn of(vm: SoftVm, ram: u64) -> Self {
         let mut slots = SlotTable::new(SlotLimits::X86_64);
         slots.add_observer(vm.slot_follower());
         let memory = GuestRam::from_table(slots);
@@ -75,6 +85,40 @@ impl Machine {
             rsp,
             rflags: 2,
             ..Regs::default()
+        })
+        .unwrap();
+        vcpu
+    }
+
+    /// The same in 64-bit mode at CPL 0, where 2 MiB from address 0 on are mapped to themselves by three tables.
+    pub fn long_vcpu(&self, rip: u64, rsp: u64, tables: u64) -> SoftVcpu {
+        const LARGE: u64 = 1 << 7;
+        for (at, entry) in [
+            (tables, tables + 0x1007),
+            (tables + 0x1000, tables + 0x2007),
+            (tables + 0x2000, LARGE | 7),
+            // A 64-bit code segment in the place of the 32-bit one.
+            (GDT + 8, 0x00af_9b00_0000_ffff),
+        ] {
+            self.ram.write(Gpa::new(at), &entry.to_le_bytes()).unwrap();
+        }
+        let mut vcpu = self.vcpu(rip, rsp);
+        let system = vcpu.system_regs().unwrap();
+        vcpu.set_system_regs(&SystemRegs {
+            cs: Segment {
+                long: true,
+                db: false,
+                ..system.cs
+            },
+            cr0: 1 << 31 | 0x11,
+            cr3: tables,
+            cr4: 1 << 5 | 3 << 9,
+            efer: 0xd00,
+            idt: DescriptorTable {
+                base: IDT,
+                limit: 0x1ff,
+            },
+            ..system
         })
         .unwrap();
         vcpu

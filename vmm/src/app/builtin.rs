@@ -1,7 +1,9 @@
 //! A bare `vmm`: the guest that is part of the binary, and the summary.
 
 use super::failure::Failure;
-use super::run::{choose, conclude, give_back, print_stats, raw_terminal, show_stats, signals, start_logging};
+use super::run::{
+    choose, conclude, finish_trace, give_back, print_stats, raw_terminal, show_stats, signals, start_logging,
+};
 use super::{Outcome, watching};
 use crate::boot::{self, BootError, BootRequest, BootState, Image, KernelProblem};
 use crate::builtin::measure;
@@ -57,6 +59,7 @@ pub(super) fn run(args: BuiltinArgs) -> Result<Outcome, Failure> {
     }
     drop(view);
     give_back(terminal, &stopped);
+    finish_trace(&host)?;
     let Ending::DebugExit(code) = ending else {
         show_stats(&config, &stopped.report)?;
         return Ok(conclude(ending));

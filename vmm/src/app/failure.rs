@@ -5,6 +5,7 @@ use crate::config::ConfigError;
 use crate::exit_status::ExitStatus;
 use crate::logging::LogError;
 use crate::machine::MachineError;
+use crate::machine::turns::TurnsError;
 use std::io;
 use std::path::PathBuf;
 use umbra_vcpu::kvm::OpenError;
@@ -22,6 +23,8 @@ pub(super) enum Failure {
     Kvm(#[from] OpenError),
     #[error(transparent)]
     Machine(#[from] MachineError),
+    #[error(transparent)]
+    Turns(#[from] TurnsError),
     #[error("cannot write the statistics to {}: {source}", path.display())]
     StatsFile { path: PathBuf, source: io::Error },
     #[error("cannot write the drawing to {}: {source}", path.display())]
@@ -43,7 +46,9 @@ pub(super) enum Failure {
 impl Failure {
     pub(super) fn status(&self) -> ExitStatus {
         match self {
-            Self::Config(_) | Self::Log(_) | Self::Boot(_) | Self::StatsFile { .. } => ExitStatus::Usage,
+            Self::Config(_) | Self::Log(_) | Self::Boot(_) | Self::StatsFile { .. } | Self::Turns(_) => {
+                ExitStatus::Usage
+            }
             Self::Drawing { .. } | Self::NoScreen | Self::LogOnScreen | Self::NoVcpu { .. } => ExitStatus::Usage,
             Self::NoState(_) | Self::Kvm(_) | Self::Host { .. } => ExitStatus::Host,
             Self::Machine(error) => error.status(),

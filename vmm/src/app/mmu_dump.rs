@@ -2,7 +2,8 @@
 
 use super::failure::Failure;
 use super::run::{
-    check_files, choose, conclude, give_back, load, print_stats, raw_terminal, show_stats, signals, start_logging,
+    check_files, choose, conclude, finish_trace, give_back, load, print_stats, raw_terminal, show_stats, signals,
+    start_logging,
 };
 use super::{Outcome, builtin, watching};
 use crate::acpi::Platform;
@@ -111,6 +112,7 @@ pub(super) fn run(args: DumpArgs) -> Result<Outcome, Failure> {
     drop(view);
     give_back(terminal, &stopped);
     show_stats(config, &stopped.report)?;
+    finish_trace(&host)?;
 
     let last = stopped.vcpus.get_mut(vcpu as usize).and_then(Option::take);
     let Some(last) = last else {

@@ -13,6 +13,7 @@ use crate::logging;
 use crate::machine::choice::GuestKind;
 use crate::machine::ending::Ending;
 use crate::machine::engine::Host;
+use crate::machine::turns::Turns;
 use crate::machine::{Machine, Purpose, Stopped};
 use crate::report::{RunReport, text};
 use crate::signals::Signals;
@@ -46,6 +47,7 @@ pub(super) fn run(args: RunArgs) -> Result<Outcome, Failure> {
         }
         drop(view);
         show_stats(&config.machine, &report)?;
+        finish_trace(&host)?;
         return Ok(conclude(ending));
     }
 }
@@ -110,7 +112,16 @@ pub(super) fn check_files(config: &RunConfig) -> Result<(), BootError> {
 /// What executes the guest, and a line that says so if the user didn't.
 pub(super) fn choose(config: &MachineConfig, guest: GuestKind) -> Result<(Host, Option<String>), Failure> {
     let (host, choice) = Host::choose(config, guest)?;
+    let host = match &config.deterministic {
+        Some(deterministic) => host.in_turns(Turns::open(deterministic)?),
+        None => host,
+    };
     Ok((host, choice.map(|choice| choice.to_string())))
+}
+
+/// Writes out what is left of a deterministic run's trace.
+pub(super) fn finish_trace(host: &Host) -> Result<(), Failure> {
+    Ok(host.turns().map_or(Ok(()), Turns::finish)?)
 }
 
 /// The terminal, raw. That it can't be had is no reason not to run.

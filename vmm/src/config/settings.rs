@@ -1,6 +1,7 @@
 //! What can be written in a configuration. One struct is both the flags of `vmm run` and the keys of the file, so that
 //! the two cannot drift apart.
 
+use crate::date::Date;
 use crate::size::ByteSize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -65,6 +66,25 @@ pub struct Settings {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Machine", hide_possible_values = true)]
     pub no_fallback: Option<bool>,
 
+    /// Do the same each time: one thread, time is the count of executed instructions (1 ns each), input is read before the
+    /// start unless it is a terminal. On the software CPU only
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Deterministic", hide_possible_values = true)]
+    pub deterministic: Option<bool>,
+
+    /// Date at which a deterministic guest begins, in UTC [default: 2026-01-01T00:00:00]
+    #[arg(long, value_name = "DATE", help_heading = "Deterministic")]
+    pub rtc: Option<Date>,
+
+    /// Instructions that a deterministic vCPU executes before it is the next one's turn; another number is another order
+    /// of events [default: 50000]
+    #[arg(long, value_name = "N", help_heading = "Deterministic")]
+    pub quantum: Option<u64>,
+
+    /// Write each device access, interrupt and exception of a deterministic run to this file, a line each with the time
+    /// and the count of instructions; two runs can be compared with `cmp`
+    #[arg(long, value_name = "FILE", help_heading = "Deterministic")]
+    pub trace: Option<PathBuf>,
+
     /// Show live what the MMU does, with the guest's console in a pane
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Report", hide_possible_values = true)]
     pub watch: Option<bool>,
@@ -99,6 +119,10 @@ impl Settings {
             memory_backing: self.memory_backing.or(below.memory_backing),
             no_mmio_cache: self.no_mmio_cache.or(below.no_mmio_cache),
             no_fallback: self.no_fallback.or(below.no_fallback),
+            deterministic: self.deterministic.or(below.deterministic),
+            rtc: self.rtc.or(below.rtc),
+            quantum: self.quantum.or(below.quantum),
+            trace: self.trace.or(below.trace),
             watch: self.watch.or(below.watch),
             stats: self.stats.or(below.stats),
             stats_file: self.stats_file.or(below.stats_file),
@@ -113,6 +137,7 @@ impl Settings {
             &mut self.initrd,
             &mut self.kvm_device,
             &mut self.stats_file,
+            &mut self.trace,
         ];
         for path in paths.into_iter().flatten() {
             *path = base.join(&*path);
@@ -240,3 +265,4 @@ impl FromStr for MemoryBacking {
 }
 
 deserialize_from_str!(MemoryBacking);
+deserialize_from_str!(Date);

@@ -37,6 +37,7 @@ fn file_with_every_key_is_understood() {
             initrd: Some("initrd.gz".into()),
             cmdline: "console=ttyS0 quiet".into(),
             machine: MachineConfig {
+                deterministic: None,
                 watch: false,
                 memory: ByteSize::mib(2048),
                 cpus: 4,
@@ -122,6 +123,43 @@ fn values_outside_their_limits_are_refused() {
     assert!(message("cpus = 255").contains("1 to 254"));
     assert!(message("cmdline = \"a\\u0000b\"").contains("position 1"));
     assert!(run("").unwrap_err().to_string().contains("no kernel given"));
+}
+
+#[test]
+fn deterministic_run_has_a_date_and_turns() {
+    let deterministic = |text: &str| run(&format!("kernel = \"k\"\n{text}")).unwrap().machine.deterministic;
+    assert_eq!(deterministic("deterministic = false"), None);
+    let usual = deterministic("deterministic = true").unwrap();
+    assert_eq!(
+        (usual.rtc, usual.quantum.get(), usual.trace),
+        (Date::DEFAULT, DEFAULT_QUANTUM, None)
+    );
+    let said =
+        deterministic("deterministic = true\nbackend = \"soft\"\nrtc = \"2030-02-03\"\nquantum = 7\ntrace = \"t\"")
+            .unwrap();
+    assert_eq!((said.rtc, said.quantum.get()), ("2030-02-03".parse().unwrap(), 7));
+    assert_eq!(said.trace, Some("t".into()));
+}
+
+#[test]
+fn deterministic_run_that_cannot_be_is_refused() {
+    let message = |text: &str| run(&format!("kernel = \"k\"\n{text}")).unwrap_err().to_string();
+    for backend in ["kvm", "shadow"] {
+        let text = message(&format!("deterministic = true\nbackend = \"{backend}\""));
+        assert!(text.contains(&format!("--backend {backend}")), "{text}");
+    }
+    for quantum in [0, MAX_QUANTUM + 1, u64::from(u32::MAX) << 20] {
+        let text = message(&format!("deterministic = true\nquantum = {quantum}"));
+        assert!(text.contains("1 to 1000000000"), "{text}");
+    }
+    for (key, flag) in [
+        ("rtc = \"2026-01-01\"", "--rtc"),
+        ("quantum = 1", "--quantum"),
+        ("trace = \"t\"", "--trace"),
+    ] {
+        assert_eq!(message(key), format!("{flag} is for --deterministic runs only"));
+    }
+    assert!(message("rtc = \"soon\"").contains("`soon` is not a date"));
 }
 
 #[test]

@@ -5,8 +5,8 @@ use crate::builtin::plan;
 use crate::layout::{HOLE_START, IOAPIC_BASE, MemoryLayout};
 use std::io::Write;
 use std::sync::Arc;
+use umbra_devices::Clock;
 use umbra_devices::bus::{BusError, EventHandle};
-use umbra_devices::clock::HostClock;
 use umbra_devices::irq::{Gsi, IrqLine, IrqPins, IrqSink};
 use umbra_devices::models::cmos::{self, Cmos, MemorySize};
 use umbra_devices::models::debug_console::{self, DebugConsole};
@@ -48,7 +48,7 @@ pub enum BoardError {
 
 impl Board {
     /// A PC's devices as far as a guest needs them; the guest writes its console to `console`. Interrupts end in `sink`,
-    /// or nowhere.
+    /// or nowhere. The time of day is that of `clock`.
     ///
     /// # Errors
     /// [`BoardError`].
@@ -56,6 +56,7 @@ impl Board {
         layout: &MemoryLayout,
         console: impl Write + Clone + Send + 'static,
         sink: Option<Arc<dyn IrqSink>>,
+        clock: Arc<dyn Clock>,
     ) -> Result<Self, BoardError> {
         let line = |gsi| {
             sink.as_ref()
@@ -77,7 +78,7 @@ impl Board {
             "cmos",
             cmos::regs::PORT,
             cmos::regs::LEN,
-            Arc::new(Cmos::new(Arc::new(HostClock::new()), memory)),
+            Arc::new(Cmos::new(clock, memory)),
         )?;
         claim("power", pm::regs::PORT, pm::regs::LEN, Arc::new(PowerControl::new()))?;
         claim(
@@ -108,13 +109,14 @@ impl Board {
         })
     }
 
-    /// Adds the 8259s and the timer that a machine without KVM's own needs.
+    /// Adds the 8259s, the timer and the ports for x87 errors that a machine without KVM's own needs.
     ///
     /// # Errors
     /// [`BoardError::Ports`].
     pub fn add_legacy(&self, legacy: &Legacy) -> Result<(), BoardError> {
         legacy.pic.claim(&self.ports)?;
         legacy.pit.claim(&self.ports)?;
+        legacy.fpu_errors.claim(&self.ports)?;
         Ok(())
     }
 
@@ -158,11 +160,17 @@ const _: () = assert!(plan::DEBUG_EXIT_PORT == debug_exit::regs::PORT && plan::S
 mod tests {
     use super::*;
     use umbra_devices::bus::AnsweredBy;
-    use umbra_devices::{Effect, IoSize};
+    use umbra_devices::{Effect, HostClock, IoSize};
 
     #[test]
     fn devices_answer_where_guests_look_for_them() {
-        let board = Board::new(&MemoryLayout::plan(16 << 20, 48).unwrap(), Vec::new(), None).unwrap();
+        let board = Board::new(
+            &MemoryLayout::plan(16 << 20, 48).unwrap(),
+            Vec::new(),
+            None,
+            Arc::new(HostClock::new()),
+        )
+        .unwrap();
         board.add_test_devices().unwrap();
         let mut ports = board.ports.cursor();
         for port in [0x3f8, 0x3ff, 0x70, 0x71, 0x60, 0x64, 0xf4, 0xe9, 0x600, 0x604, 0xcf9] {

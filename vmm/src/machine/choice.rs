@@ -57,6 +57,16 @@ pub fn choose(kvm: Result<KvmKind, String>, guest: GuestKind, needs_kvm: Option<
     Choice { backend, why }
 }
 
+impl Choice {
+    /// What a deterministic run takes, on any host.
+    pub fn deterministic() -> Self {
+        Self {
+            backend: Taken::Soft,
+            why: "nothing else can be --deterministic".to_owned(),
+        }
+    }
+}
+
 impl fmt::Display for Choice {
     /// `the guest runs on KVM: guests run on the CPU (AMD SVM)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -3,6 +3,7 @@
 use super::MachineError;
 use super::chipset::{Chipset, Legacy};
 use super::choice::{self, Choice, GuestKind, Taken};
+use super::turns::{Life, Turns};
 use crate::app::explain;
 use crate::config::{BackendChoice, IrqchipChoice, MachineConfig};
 use std::io;
@@ -10,13 +11,15 @@ use std::path::Path;
 use std::sync::Arc;
 use umbra_devices::irq::IrqSink;
 use umbra_devices::models::ioapic::{self, IoApic};
+use umbra_devices::{Clock, HostClock};
 use umbra_memslots::{SlotLimits, SlotObserver, SlotReader};
 use umbra_mmu::direct::DirectMmu;
 use umbra_vcpu::backend::VcpuBackend;
 use umbra_vcpu::fallback::{Fallback, FallbackCounts};
 use umbra_vcpu::kvm::{Irqchip, KvmHost, KvmKind, KvmVm, OpenError, VmOptions};
 use umbra_vcpu::shadow::{ShadowCounts, ShadowOptions, ShadowVm};
-use umbra_vcpu::soft::{SoftCounts, SoftOptions, SoftVm};
+use umbra_vcpu::soft::{SoftCounts, SoftOptions, SoftVcpu, SoftVm};
+use umbra_vcpu::turns::SharedTrace;
 
 /// What this host has to execute guests.
 pub enum Host {
@@ -25,7 +28,10 @@ pub enum Host {
     /// KVM for user code, on shadow tables of ours.
     Shadow(KvmHost),
     /// The software CPU.
-    Soft,
+    Soft {
+        /// If its CPUs take turns by counted time.
+        turns: Option<Arc<Turns>>,
+    },
 }
 
 impl Host {
@@ -37,7 +43,10 @@ impl Host {
         let host = match config.backend {
             BackendChoice::Kvm => Self::Kvm(KvmHost::open_at(&config.kvm_device)?),
             BackendChoice::Shadow => Self::Shadow(KvmHost::open_at(&config.kvm_device)?),
-            BackendChoice::Soft => Self::Soft,
+            BackendChoice::Soft => Self::Soft { turns: None },
+            BackendChoice::Auto if config.deterministic.is_some() => {
+                return Ok((Self::Soft { turns: None }, Some(Choice::deterministic())));
+            }
             BackendChoice::Auto => {
                 let (host, choice) = Self::best(&config.kvm_device, guest, needs_kvm(config));
                 return Ok((host, Some(choice)));
@@ -59,15 +68,34 @@ impl Host {
         let choice = choice::choose(kind, guest, needs_kvm);
         let host = match (kvm, choice.backend) {
             (Ok(host), Taken::Kvm) => Self::Kvm(host),
-            _ => Self::Soft,
+            _ => Self::Soft { turns: None },
         };
         (host, choice)
+    }
+
+    /// The same, with the software CPUs taking turns.
+    #[must_use]
+    pub fn in_turns(self, turns: Turns) -> Self {
+        match self {
+            Self::Soft { .. } => Self::Soft {
+                turns: Some(Arc::new(turns)),
+            },
+            other => other,
+        }
+    }
+
+    /// What a deterministic machine's lives share.
+    pub fn turns(&self) -> Option<&Turns> {
+        match self {
+            Self::Soft { turns } => turns.as_deref(),
+            _ => None,
+        }
     }
 
     /// What it is called in a sentence.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Soft => "the software CPU",
+            Self::Soft { .. } => "the software CPU",
             Self::Shadow(_) => "shadow tables (user mode on the CPU, the rest in software)",
             Self::Kvm(host) => match host.caps().kind {
                 KvmKind::Vmx => "KVM (Intel VMX)",
@@ -82,7 +110,7 @@ impl Host {
     pub(super) fn physical_bits(&self) -> u8 {
         match self {
             Self::Kvm(_) | Self::Shadow(_) => super::physical_bits(),
-            Self::Soft => SoftVm::PHYSICAL_BITS,
+            Self::Soft { .. } => SoftVm::PHYSICAL_BITS,
         }
     }
 }
@@ -105,6 +133,8 @@ pub(super) enum Engine {
         vm: SoftVm,
         chipset: Chipset,
         cpus: u32,
+        /// If they take turns.
+        life: Option<Life>,
     },
 }
 
@@ -117,7 +147,7 @@ pub(super) struct Ours {
 impl Ours {
     fn new(vm: &KvmVm) -> Result<Self, MachineError> {
         let ioapic = Arc::new(IoApic::new(Arc::new(vm.msi_sink())));
-        let legacy = Legacy::new(&ioapic, None).map_err(no_timers)?;
+        let legacy = Legacy::new(&ioapic).map_err(no_timers)?;
         Ok(Self { ioapic, legacy })
     }
 }
@@ -129,9 +159,17 @@ fn no_timers(source: io::Error) -> MachineError {
     }
 }
 
+/// A vCPU of either way to run it.
+pub(super) enum MadeVcpu {
+    /// On a thread of its own.
+    Free(Box<dyn VcpuBackend>),
+    /// In turns with others.
+    InTurns(Box<SoftVcpu>),
+}
+
 /// A vCPU, and what it counts besides exits.
 pub(super) struct Made {
-    pub vcpu: Box<dyn VcpuBackend>,
+    pub vcpu: MadeVcpu,
     pub fallback: Option<FallbackCounts>,
     pub shadow: Option<ShadowCounts>,
     pub software_cpu: Option<SoftCounts>,
@@ -168,13 +206,28 @@ impl Engine {
                     mmio_caching: config.mmio_cache,
                 },
             )?)),
-            Host::Soft => Ok(Self::Soft {
-                vm: SoftVm::new(SoftOptions {
+            Host::Soft { turns } => {
+                let options = SoftOptions {
                     mmio_caching: config.mmio_cache,
-                })?,
-                chipset: Chipset::new(config.cpus, SoftVm::TSC_HZ).map_err(no_timers)?,
-                cpus: config.cpus,
-            }),
+                };
+                let life = turns.as_ref().map(Turns::life);
+                let (vm, chipset) = match &life {
+                    Some(life) => (
+                        SoftVm::in_turns(options, Arc::clone(&life.clock))?,
+                        Chipset::in_turns(config.cpus, SoftVm::TSC_HZ, life),
+                    ),
+                    None => (
+                        SoftVm::new(options)?,
+                        Chipset::new(config.cpus, SoftVm::TSC_HZ).map_err(no_timers)?,
+                    ),
+                };
+                Ok(Self::Soft {
+                    vm,
+                    chipset,
+                    cpus: config.cpus,
+                    life,
+                })
+            }
         }
     }
 
@@ -187,6 +240,27 @@ impl Engine {
             }
             Self::Shadow(vm) => Arc::new(vm.page_tables()),
             Self::Soft { vm, .. } => Arc::new(vm.page_tables()),
+        }
+    }
+
+    /// What a machine has whose vCPUs take turns.
+    pub fn life(&self) -> Option<&Life> {
+        match self {
+            Self::Soft { life, .. } => life.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// What is told about a deterministic run.
+    pub fn trace(&self) -> Option<SharedTrace> {
+        self.life().map(|life| life.trace().clone())
+    }
+
+    /// The time of day.
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        match self.life() {
+            Some(life) => Arc::clone(&life.clock) as _,
+            None => Arc::new(HostClock::new()),
         }
     }
 
@@ -250,6 +324,14 @@ impl Engine {
         }
     }
 
+    /// All controllers and timers, if all are ours.
+    pub fn chipset(&self) -> Option<&Chipset> {
+        match self {
+            Self::Soft { chipset, .. } => Some(chipset),
+            Self::Kvm { .. } | Self::Shadow(_) => None,
+        }
+    }
+
     /// A vCPU that sees the memory that `slots` makes readers for, set up by `prepare`. `timed`: it takes the time of what it
     /// does for devices.
     pub fn vcpu(
@@ -260,26 +342,39 @@ impl Engine {
         prepare: impl FnOnce(&mut dyn VcpuBackend) -> Result<(), MachineError>,
     ) -> Result<Made, MachineError> {
         let made = |vcpu: Box<dyn VcpuBackend>, fallback, shadow| Made {
-            vcpu,
+            vcpu: MadeVcpu::Free(vcpu),
             fallback,
             shadow,
             software_cpu: None,
         };
         match self {
-            Self::Soft { vm, chipset, cpus } => {
+            Self::Soft {
+                vm,
+                chipset,
+                cpus,
+                life,
+            } => {
                 let mut vcpu = vm.create_vcpu(slots());
                 if let Some(apic) = chipset.apics.apic(id) {
                     vcpu.set_local_apic(apic, *cpus);
+                }
+                if id == 0 {
+                    vcpu.set_fpu_errors(Arc::clone(&chipset.legacy.fpu_errors));
                 }
                 prepare(&mut vcpu)?;
                 if timed {
                     vcpu.time_devices();
                 }
+                let (counts, shadow) = (vcpu.counts(), vcpu.shadow_counts());
+                let vcpu = Box::new(vcpu);
                 Ok(Made {
-                    software_cpu: Some(vcpu.counts()),
-                    shadow: Some(vcpu.shadow_counts()),
+                    vcpu: match life {
+                        Some(_) => MadeVcpu::InTurns(vcpu),
+                        None => MadeVcpu::Free(vcpu),
+                    },
+                    software_cpu: Some(counts),
+                    shadow: Some(shadow),
                     fallback: None,
-                    vcpu: Box::new(vcpu),
                 })
             }
             Self::Shadow(vm) => {

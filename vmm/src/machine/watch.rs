@@ -34,6 +34,8 @@ pub struct Sources<'a> {
     pub signals: &'a Signals,
     /// The terminal, if standard input is one and it is ours.
     pub terminal: Option<&'a RawTerminal>,
+    /// Whether standard input was read already.
+    pub scripted: bool,
     /// The end.
     pub endings: &'a EndingBox,
     /// Signalled when a vCPU ended by itself.
@@ -63,7 +65,7 @@ pub fn until_ended(sources: &Sources<'_>, machine: &mut dyn Watched) -> io::Resu
     let failed = |error: event_manager::Error| io::Error::other(format!("event loop: {error}"));
     let mut events =
         EventManager::<Box<dyn MutEventSubscriber + '_>>::new_with_capacity(EVENTS_AT_ONCE).map_err(failed)?;
-    if sources.terminal.is_none() {
+    if sources.terminal.is_none() && !sources.scripted {
         // Not `io::stdin()`: bytes in its buffer would be hidden from epoll.
         let stdin = File::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 0)?);
         events.add_subscriber(Box::new(SerialInput::new(

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use umbra_vcpu::soft::SoftRun;
 use umbra_vcpu::stats::BusStats;
+use umbra_vcpu::turns::TraceSummary;
 
 /// The whole report, with a final newline.
 pub fn render(report: &RunReport, style: Style) -> String {
@@ -38,6 +39,9 @@ pub fn render(report: &RunReport, style: Style) -> String {
         let (count, each) = (grouped(exit.count), timed(exit.handling_ns / exit.count.max(1)));
         let longest = timed(exit.longest_ns);
         let _ = writeln!(out, "  {:<22} {count:>14} {each:>14} {longest:>14}", kind.name());
+    }
+    if let Some(trace) = &report.deterministic {
+        deterministic(&mut out, trace);
     }
     bus(&mut out, "MMIO device", &stats.mmio_bus);
     bus(&mut out, "port device", &stats.port_bus);
@@ -150,6 +154,34 @@ fn each(total_ns: u64, count: u64) -> String {
     format!(" ({} ns each)", grouped(total_ns / count))
 }
 
+/// What two runs have in common if they are the same.
+fn deterministic(out: &mut String, trace: &TraceSummary) {
+    let total = grouped(trace.total());
+    let seconds = trace.time.as_secs_f64();
+    let _ = writeln!(
+        out,
+        "  executed {total} instructions; it was {seconds:.9} s for the guest"
+    );
+    if trace.instructions.len() > 1 {
+        let each: Vec<_> = (0..)
+            .zip(&trace.instructions)
+            .map(|(vcpu, count): (u32, _)| format!("vCPU {vcpu} {}", grouped(*count)))
+            .collect();
+        let _ = writeln!(out, "    {}", each.join(", "));
+    }
+    let _ = writeln!(
+        out,
+        "  trace of {}, digest {}",
+        counted(trace.events, "event"),
+        digest(trace.digest)
+    );
+}
+
+/// A digest as people compare it.
+pub fn digest(digest: u64) -> String {
+    format!("{digest:016x}")
+}
+
 fn bus(out: &mut String, heading: &str, bus: &BusStats) {
     let BusStats {
         unclaimed_reads,
@@ -238,6 +270,7 @@ mod tests {
                 },
                 ..VcpuStats::default()
             },
+            deterministic: None,
         }
     }
 
@@ -289,6 +322,30 @@ mod tests {
         let both = example().after_reset(&example());
         assert_eq!((both.resets, both.wall), (3, Duration::from_secs(3)));
         assert_eq!(both.stats.total_exits(), 2 * 1_234_567);
+    }
+
+    #[test]
+    fn deterministic_run_tells_what_can_be_compared() {
+        let report = RunReport {
+            deterministic: Some(TraceSummary {
+                instructions: vec![1_000_000, 5],
+                time: Duration::from_nanos(1_000_001_007),
+                events: 1,
+                digest: 0xab,
+            }),
+            ..example()
+        };
+        let text = render(&example().after_reset(&report), Style::Plain);
+        for part in [
+            "executed 1 000 005 instructions; it was 1.000001007 s for the guest\n",
+            "vCPU 0 1 000 000, vCPU 1 5\n",
+            "trace of 1 event, digest 00000000000000ab\n",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let value: serde_json::Value = serde_json::from_str(&report.to_json()).unwrap();
+        assert_eq!(value["deterministic"]["instructions"], 1_000_005);
+        assert_eq!(value["deterministic"]["digest"], "00000000000000ab");
     }
 
     #[test]

@@ -2,15 +2,17 @@
 //!
 //! Output goes to any [`Write`], a byte at a time, on the thread of the vCPU; what it refuses is lost and counted, so
 //! that a guest is never stopped by whoever reads its console. Input comes through [`Serial::enqueue`], for a file
-//! descriptor by way of [`SerialInput`], no more than the FIFO can hold.
+//! descriptor by way of [`SerialInput`], no more than the FIFO can hold; or from a [`SerialScript`].
 //!
 //! Lock order: the UART's lock is released before the interrupt line is touched and before a byte is put out: whoever
 //! types or asks for the state does not wait for a reader that doesn't read.
 
 mod input;
 pub mod regs;
+mod script;
 
 pub use input::SerialInput;
+pub use script::{Script, SerialScript};
 
 use super::bytewise::bytewise;
 use crate::access::{IoOp, IoSize};
@@ -22,7 +24,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use vm_superio::serial::NoEvents;
 use vm_superio::{SerialState as UartState, Trigger};
 
@@ -66,7 +68,12 @@ pub struct Serial {
     /// Signalled when there is room for input again, if somebody waits for that.
     room: Option<EventHandle>,
     waiting_for_room: AtomicBool,
+    /// How often in a row the guest has read the line status and done nothing else.
+    polls: AtomicU32,
 }
+
+/// So many looks at the line status are more than a guest takes that only writes.
+const POLLS: u32 = 16;
 
 /// The state of the port: its registers and the bytes received but not yet read.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -101,6 +108,7 @@ impl Serial {
             lost: AtomicU64::new(0),
             room: None,
             waiting_for_room: AtomicBool::new(false),
+            polls: AtomicU32::new(0),
         }
     }
 
@@ -135,6 +143,12 @@ impl Serial {
             self.waiting_for_room.store(true, Ordering::Relaxed);
         }
         room
+    }
+
+    /// Whether the guest waits for input: it has the receiver's interrupt on, or looks at the line status again and again.
+    pub fn listens(&self) -> bool {
+        let interrupt = lock(&self.uart).state().interrupt_enable & regs::IER_RECEIVED != 0;
+        interrupt || self.polls.load(Ordering::Relaxed) >= POLLS
     }
 
     /// Number of bytes that the output refused.
@@ -217,6 +231,11 @@ fn too_long(len: usize) -> BadState {
 
 impl Device for Serial {
     fn access(&self, offset: u64, size: IoSize, op: IoOp) -> IoOutcome {
+        let polls = match op {
+            IoOp::Read if offset == regs::LSR => self.polls.load(Ordering::Relaxed).saturating_add(1),
+            _ => 0,
+        };
+        self.polls.store(polls, Ordering::Relaxed);
         let mut uart = lock(&self.uart);
         let outcome = bytewise(offset, size, op, |offset, op| Self::byte(&mut uart, offset, op));
         self.interrupt_if_pending(uart);
@@ -224,6 +243,7 @@ impl Device for Serial {
     }
 
     fn reset(&self) {
+        self.polls.store(0, Ordering::Relaxed);
         // Cannot fail: nothing is in the FIFO.
         let _ = self.replace(&UartState::default());
     }

@@ -34,3 +34,5 @@ pub const MCR_LOOPBACK: u8 = 1 << 4;
 pub const LSR_DATA_READY: u8 = 1 << 0;
 /// Bytes that the receive FIFO holds (a 16550A has 16; more only means fewer interrupts).
 pub const FIFO_LEN: usize = 64;
+/// How long a byte takes on a line of 115 200 baud: ten bits.
+pub const BYTE_TIME: std::time::Duration = std::time::Duration::from_nanos(10_000_000_000 / 115_200);

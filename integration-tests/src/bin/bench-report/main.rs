@@ -10,6 +10,7 @@ mod table;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use umbra_integration_tests::page;
 
 fn main() -> ExitCode {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -31,7 +32,7 @@ fn run(root: &std::path::Path) -> Result<String, Box<dyn std::error::Error>> {
     let results = target.join("criterion");
     let measurements = collect::measurements(&results)
         .map_err(|error| format!("no results in {} ({error}); run `cargo bench` first", results.display()))?;
-    let page = root.join("docs/benchmarks.md");
+    let page = page::path();
     let mut text = std::fs::read_to_string(&page)?;
     let mut written = 0;
     for suite in suite::SUITES {
@@ -45,7 +46,7 @@ fn run(root: &std::path::Path) -> Result<String, Box<dyn std::error::Error>> {
             std::fs::write(root.join("docs/img").join(&file), plot::draw(suite, panel)?)?;
             body.push_str(&table::markdown(suite, panel, &file));
         }
-        text = umbra_integration_tests::page_section::replace_section(&text, suite.name, &body)?;
+        text = page::replace_section(&text, suite.name, &body)?;
         written += panels.len();
     }
     std::fs::write(&page, text)?;

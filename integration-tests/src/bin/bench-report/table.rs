@@ -1,4 +1,4 @@
-//! Markdown: one table per panel, and the replacement of a marked section of the page.
+//! Markdown: one table per panel.
 
 use crate::suite::{Panel, Suite};
 use std::fmt::Write;

@@ -15,7 +15,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use umbra_integration_tests::lab::host::Host;
 use umbra_integration_tests::lab::plan::small_kernel;
-use umbra_integration_tests::page_section::replace_section;
+use umbra_integration_tests::page::replace_section;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1);

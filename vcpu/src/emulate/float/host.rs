@@ -21,36 +21,50 @@ pub(crate) enum Op {
 }
 
 macro_rules! binary {
-    ($name:ident, $root:ident, $float:ty, $bits:ty, $fraction:expr) => {
+    ($name:ident, $lanes:ident, $root:ident, $float:ty, $bits:ty, $fraction:expr) => {
         /// The result, if the host may say it.
-        #[inline]
+        #[inline(always)]
         pub(crate) fn $name(op: Op, a: $bits, b: $bits) -> Option<$bits> {
-            if !plain(a) || !plain(b) {
-                return None;
-            }
-            let (x, y) = (<$float>::from_bits(a), <$float>::from_bits(b));
-            let result = match op {
-                Op::Add => x + y,
-                Op::Sub => x - y,
-                Op::Mul => x * y,
-                Op::Div => x / y,
-            };
+            $lanes(op, [a], [b]).map(|[result]| result)
+        }
+
+        /// The results of several lanes, if the host may say them all.
+        #[inline(always)]
+        pub(crate) fn $lanes<const N: usize>(op: Op, a: [$bits; N], b: [$bits; N]) -> Option<[$bits; N]> {
+            let results: [$float; N] = std::array::from_fn(|lane| {
+                let (x, y) = (<$float>::from_bits(a[lane]), <$float>::from_bits(b[lane]));
+                match op {
+                    Op::Add => x + y,
+                    Op::Sub => x - y,
+                    Op::Mul => x * y,
+                    Op::Div => x / y,
+                }
+            });
+            let results = results.map(<$float>::to_bits);
             // A sum that is zero is exact.
-            let exact = result == 0.0 && matches!(op, Op::Add | Op::Sub);
-            return (exact || normal(result.to_bits())).then_some(result.to_bits());
+            let exact_zero = matches!(op, Op::Add | Op::Sub);
+            // Without branches, so that lanes are looked at side by side.
+            let fits = (0..N).fold(true, |fits, lane| {
+                let result = results[lane];
+                fits & plain(a[lane]) & plain(b[lane]) & ((exact_zero & (result << 1 == 0)) | normal(result))
+            });
+            return fits.then_some(results);
 
             /// Normal or zero.
+            #[inline(always)]
             fn plain(bits: $bits) -> bool {
-                bits << 1 == 0 || exponent(bits).wrapping_sub(1) < TOP - 1
+                (bits << 1 == 0) | (exponent(bits).wrapping_sub(1) < TOP - 1)
             }
 
             /// Normal, and not by rounding up to it.
+            #[inline(always)]
             fn normal(bits: $bits) -> bool {
                 exponent(bits).wrapping_sub(2) < TOP - 2
             }
 
             const TOP: $bits = <$bits>::MAX << 1 >> ($fraction + 1);
 
+            #[inline(always)]
             fn exponent(bits: $bits) -> $bits {
                 bits << 1 >> ($fraction + 1)
             }
@@ -65,8 +79,8 @@ macro_rules! binary {
     };
 }
 
-binary!(single, single_root, f32, u32, 23);
-binary!(double, double_root, f64, u64, 52);
+binary!(single, singles, single_root, f32, u32, 23);
+binary!(double, doubles, double_root, f64, u64, 52);
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,7 @@
 //! (SDM vol. 1 chapter 4, sections 8.5 and 11.5.)
 
 pub(super) mod convert;
-pub(super) mod host;
+pub(crate) mod host;
 pub(super) mod ops;
 pub(super) mod round;
 

@@ -5,14 +5,22 @@ use iced_x86::Mnemonic as M;
 /// Defines a function that splits 128-bit values into lanes of one type and back.
 macro_rules! lanes {
     ($name:ident, $lane:ty) => {
-        #[inline]
+        #[inline(always)]
         pub(super) fn $name(a: u128, b: u128, operation: impl Fn($lane, $lane) -> $lane) -> u128 {
-            const BITS: u32 = <$lane>::BITS;
-            (0..128 / BITS).fold(0, |result, lane| {
-                let shift = lane * BITS;
-                let value = operation((a >> shift) as $lane, (b >> shift) as $lane);
-                result | (value as u128 & (u128::MAX >> (128 - BITS))) << shift
-            })
+            const BYTES: usize = size_of::<$lane>();
+            const LANES: usize = 16 / BYTES;
+            let split = |value: u128| -> [$lane; LANES] {
+                let value = value.to_le_bytes();
+                let (bytes, _) = value.as_chunks::<BYTES>();
+                std::array::from_fn(|lane| <$lane>::from_le_bytes(bytes[lane]))
+            };
+            let (a, b) = (split(a), split(b));
+            let mut result = [0; 16];
+            let (lanes, _) = result.as_chunks_mut::<BYTES>();
+            for (lane, bytes) in lanes.iter_mut().enumerate() {
+                *bytes = operation(a[lane], b[lane]).to_le_bytes();
+            }
+            u128::from_le_bytes(result)
         }
     };
 }
@@ -27,10 +35,10 @@ lanes!(u64s, u64);
 lanes!(i64s, i64);
 
 /// What an instruction makes of destination and source.
-pub(super) type Binary = fn(u128, u128) -> u128;
+pub(crate) type Binary = fn(u128, u128) -> u128;
 
 /// Instructions that compute each lane from the two lanes at its place.
-pub(super) fn operation(mnemonic: M) -> Option<Binary> {
+pub(crate) const fn operation(mnemonic: M) -> Option<Binary> {
     let operation: Binary = match mnemonic {
         M::Pand | M::Andps | M::Andpd => |a, b| a & b,
         M::Pandn | M::Andnps | M::Andnpd => |a, b| !a & b,
@@ -65,7 +73,7 @@ pub(super) fn operation(mnemonic: M) -> Option<Binary> {
     Some(operation)
 }
 
-fn rarer(mnemonic: M) -> Option<Binary> {
+const fn rarer(mnemonic: M) -> Option<Binary> {
     let operation: Binary = match mnemonic {
         M::Pminub => |a, b| u8s(a, b, u8::min),
         M::Pminuw => |a, b| u16s(a, b, u16::min),
@@ -117,9 +125,12 @@ fn rarer(mnemonic: M) -> Option<Binary> {
     Some(operation)
 }
 
+/// What a shift makes of a value and a count.
+pub(crate) type ByCount = fn(u128, u32) -> u128;
+
 /// Shifts of every lane by one count; a count of the width or more leaves zero, or the sign.
-pub(super) fn shift(mnemonic: M) -> Option<fn(u128, u32) -> u128> {
-    let operation: fn(u128, u32) -> u128 = match mnemonic {
+pub(crate) const fn shift(mnemonic: M) -> Option<ByCount> {
+    let operation: ByCount = match mnemonic {
         M::Psllw => |a, n| u16s(a, 0, |x, _| x.checked_shl(n).unwrap_or(0)),
         M::Pslld => |a, n| u32s(a, 0, |x, _| x.checked_shl(n).unwrap_or(0)),
         M::Psllq => |a, n| u64s(a, 0, |x, _| x.checked_shl(n).unwrap_or(0)),

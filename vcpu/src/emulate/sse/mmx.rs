@@ -76,7 +76,7 @@ fn operation(mnemonic: M) -> Option<Shuffle> {
 
 impl<E: Memory + Platform> Cpu<E> {
     /// #UD, #NM, or #MF of an exception that waits.
-    pub(in super::super) fn check_mmx(&self) -> Result<(), Stop> {
+    pub(in super::super) fn check_mmx(&mut self) -> Result<(), Stop> {
         if self.state.sys.cr0 & cr0::EM != 0 {
             return Err(Exception::UD.into());
         }

@@ -8,10 +8,10 @@ mod approximate;
 mod control;
 mod convert;
 pub(super) mod float;
-mod lanes;
+pub(crate) mod lanes;
 mod mmx;
 mod moves;
-mod shuffle;
+pub(crate) mod shuffle;
 mod text;
 
 use super::environment::{AccessKind, Memory, Platform, Stop};
@@ -74,7 +74,7 @@ impl<E: Memory + Platform> Cpu<E> {
         }
         let access = self.access(AccessKind::Read);
         let mut bytes = [0; 16];
-        self.env.read(at, &mut bytes[..length], access)?;
+        self.read_memory(at, &mut bytes[..length], access)?;
         Ok(u128::from_le_bytes(bytes))
     }
 
@@ -86,7 +86,7 @@ impl<E: Memory + Platform> Cpu<E> {
             return Err(Exception::gp(0).into());
         }
         let access = self.access(AccessKind::Write);
-        self.env.write(at, &value.to_le_bytes()[..length], access)
+        self.write_memory(at, &value.to_le_bytes()[..length], access)
     }
 
     fn sse_lanes(&mut self, insn: &Instruction) -> Result<Flow, Stop> {

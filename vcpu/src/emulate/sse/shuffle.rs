@@ -3,19 +3,22 @@
 use iced_x86::Mnemonic as M;
 
 /// What an instruction makes of destination, source and immediate.
-pub(super) type Shuffle = fn(u128, u128, u8) -> u128;
+pub(crate) type Shuffle = fn(u128, u128, u8) -> u128;
 
 /// Lane `index` of `bits` bits.
+#[inline(always)]
 fn lane(value: u128, index: u32, bits: u32) -> u128 {
     value >> (index * bits) & (u128::MAX >> (128 - bits))
 }
 
 /// A value whose lanes of `bits` bits are given by number.
+#[inline(always)]
 fn build(bits: u32, lanes: impl Fn(u32) -> u128) -> u128 {
     (0..128 / bits).fold(0, |value, index| value | lanes(index) << (index * bits))
 }
 
 /// Lanes of both operands in turn, from the low or the high half.
+#[inline(always)]
 fn interleave(a: u128, b: u128, bits: u32, high: bool) -> u128 {
     let first = if high { 64 / bits } else { 0 };
     build(bits, |index| {
@@ -25,6 +28,7 @@ fn interleave(a: u128, b: u128, bits: u32, high: bool) -> u128 {
 }
 
 /// Lanes of both operands, halved in width with saturation.
+#[inline(always)]
 fn pack(a: u128, b: u128, bits: u32, low: i64, high: i64) -> u128 {
     let half = bits / 2;
     let count = 128 / bits;
@@ -37,11 +41,13 @@ fn pack(a: u128, b: u128, bits: u32, low: i64, high: i64) -> u128 {
 }
 
 /// Two bits of the immediate for each lane.
+#[inline(always)]
 fn select(order: u8, index: u32) -> u32 {
     u32::from(order) >> (2 * index) & 3
 }
 
 /// The low lanes, widened.
+#[inline(always)]
 fn widen(b: u128, from: u32, to: u32, signed: bool) -> u128 {
     build(to, |index| {
         let raw = lane(b, index, from);
@@ -54,7 +60,7 @@ fn widen(b: u128, from: u32, to: u32, signed: bool) -> u128 {
 }
 
 /// The instructions of this file.
-pub(super) fn operation(mnemonic: M) -> Option<Shuffle> {
+pub(crate) const fn operation(mnemonic: M) -> Option<Shuffle> {
     let operation: Shuffle = match mnemonic {
         M::Punpcklbw => |a, b, _| interleave(a, b, 8, false),
         M::Punpcklwd => |a, b, _| interleave(a, b, 16, false),
@@ -100,14 +106,15 @@ pub(super) fn operation(mnemonic: M) -> Option<Shuffle> {
             })
         },
         M::Pshufb => |a, b, _| {
-            build(8, |index| {
-                let control = lane(b, index, 8) as u32;
+            let a = a.to_le_bytes();
+            let pick = |control: u8| {
                 if control & 0x80 != 0 {
                     0
                 } else {
-                    lane(a, control & 15, 8)
+                    a[usize::from(control & 15)]
                 }
-            })
+            };
+            u128::from_le_bytes(b.to_le_bytes().map(pick))
         },
         M::Palignr => |a, b, count| {
             let bits = 8 * u32::from(count);

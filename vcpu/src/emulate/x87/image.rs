@@ -116,13 +116,13 @@ impl<E: Memory + Platform> Cpu<E> {
     fn write_image(&mut self, insn: &Instruction, bytes: &[u8]) -> Result<(), Stop> {
         let at = self.memory_operand(insn, bytes.len(), AccessKind::Write)?;
         let access = self.access(AccessKind::Write);
-        self.env.write(at, bytes, access)
+        self.write_memory(at, bytes, access)
     }
 
     fn read_image(&mut self, insn: &Instruction, bytes: &mut [u8]) -> Result<(), Stop> {
         let at = self.memory_operand(insn, bytes.len(), AccessKind::Read)?;
         let access = self.access(AccessKind::Read);
-        self.env.read(at, bytes, access)
+        self.read_memory(at, bytes, access)
     }
 
     /// `fnstenv`, which masks every exception afterwards.

@@ -26,7 +26,7 @@ impl<E: Memory + Platform> Cpu<E> {
         self.check_alignment(at, 8)?;
         let access = self.access(AccessKind::Read);
         let mut bytes = [0; 10];
-        self.env.read(at, &mut bytes, access)?;
+        self.read_memory(at, &mut bytes, access)?;
         Ok(bytes)
     }
 
@@ -34,7 +34,7 @@ impl<E: Memory + Platform> Cpu<E> {
         let at = self.memory_operand(insn, 10, AccessKind::Write)?;
         self.check_alignment(at, 8)?;
         let access = self.access(AccessKind::Write);
-        self.env.write(at, bytes, access)
+        self.write_memory(at, bytes, access)
     }
 
     /// Ends an instruction that pushes `value`, or what stands for it if there is no room.

@@ -3,8 +3,7 @@
 //! Every instruction that computes goes the same way: [`Cpu::x87_begin`] (#NM, or #MF for an exception that waits), its
 //! memory operand, the computation in an [`Env`], [`Cpu::x87_end`], which notes flags and says whether there is a
 //! result. An exception that is not masked is noted in the status word and reported by the next instruction that waits.
-//! With CR0.NE = 0 it is not reported at all, as on a board that answers FERR# with IGNNE#. The pointers to the last
-//! instruction and its operand are kept for instructions that raise such an exception; that is what AMD's processors show.
+//! With CR0.NE = 0 it goes out by FERR#, for the board to make an interrupt of. The pointers to the last instruction and its operand are kept for instructions that raise such an exception; that is what AMD's processors show.
 //!
 //! Files: `load_store`, `arith`, `compare`, `scale` (`fprem fscale fxtract frndint`), `stack`, `transcendental` (by the
 //! `series` of `wide` numbers), `control` and `image` (`fnstenv` and relatives).
@@ -99,16 +98,19 @@ impl<E: Memory + Platform> Cpu<E> {
         Ok(())
     }
 
-    /// #MF if an exception waits and is reported that way.
-    pub(super) fn check_x87_error(&self) -> Result<(), Stop> {
-        if self.state.fpu.status & ERROR_SUMMARY != 0 && self.state.sys.cr0 & cr0::NE != 0 {
-            return Err(Exception::new(exception::MF).into());
+    /// #MF if an exception waits and is reported that way. Otherwise FERR# reports it, and the CPU freezes until the
+    /// interrupt comes that this makes (SDM vol. 1 appendix D).
+    pub(super) fn check_x87_error(&mut self) -> Result<(), Stop> {
+        let pending = self.state.fpu.status & ERROR_SUMMARY != 0;
+        match self.state.sys.cr0 & cr0::NE != 0 {
+            true if pending => Err(Exception::new(exception::MF).into()),
+            false if !self.env.fpu_error(pending) && pending => Err(Stop::Frozen),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// What comes first in every instruction that waits.
-    fn x87_begin(&self) -> Result<(), Stop> {
+    fn x87_begin(&mut self) -> Result<(), Stop> {
         self.check_x87()?;
         self.check_x87_error()
     }

@@ -1,7 +1,7 @@
 //! `add or adc sbb and sub xor cmp test` and `inc dec neg not`, for every form and width.
 
 use super::memory::{address, load, load_to_write, store};
-use super::{Go, Op, Run, by_width, carry, cut, register, set_register};
+use super::{Op, Run, Went, by_address, by_width, carry, cut, follow, register, set_register, slow};
 use crate::emulate::Cpu;
 use crate::emulate::width::Width;
 use crate::soft::world::World;
@@ -70,6 +70,12 @@ fn compute<const O: u8, const W: u32>(cpu: &mut Cpu<World>, a: u64, b: u64) -> u
     }
 }
 
+/// Notes the flags of a comparison.
+#[inline(always)]
+pub(super) fn compare<const W: u32>(cpu: &mut Cpu<World>, a: u64, b: u64) {
+    compute::<CMP, W>(cpu, a, b);
+}
+
 #[inline(always)]
 fn carry_if(cpu: &Cpu<World>, wanted: bool) -> bool {
     wanted && carry(cpu)
@@ -80,114 +86,110 @@ const fn only_flags(operation: u8) -> bool {
     matches!(operation, CMP | TEST)
 }
 
-fn registers<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
-    let (a, b) = (cut::<W>(register(cpu, op.to)), cut::<W>(register(cpu, op.from)));
+/// Notes the result where it belongs, and goes on.
+#[inline(always)]
+fn conclude<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op], a: u64, b: u64) -> Went {
     let result = compute::<O, W>(cpu, a, b);
     if !only_flags(O) {
         set_register::<W>(cpu, op.to, result);
     }
-    Go::Next
+    follow(cpu, rest)
 }
 
-fn register_immediate<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+fn registers<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+    let (a, b) = (cut::<W>(register(cpu, op.to)), cut::<W>(register(cpu, op.from)));
+    conclude::<O, W>(cpu, op, rest, a, b)
+}
+
+fn register_immediate<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     let a = cut::<W>(register(cpu, op.to));
-    let result = compute::<O, W>(cpu, a, op.immediate);
-    if !only_flags(O) {
-        set_register::<W>(cpu, op.to, result);
-    }
-    Go::Next
+    conclude::<O, W>(cpu, op, rest, a, cut::<W>(op.immediate()))
 }
 
-fn register_memory<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
-    let Some(b) = load::<W>(cpu, address(cpu, &op.memory)) else {
-        return Go::Slow;
+fn register_memory<const O: u8, const S: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+    let Some(b) = load::<W>(cpu, address::<S>(cpu, op)) else {
+        return slow(rest);
     };
     let a = cut::<W>(register(cpu, op.to));
-    let result = compute::<O, W>(cpu, a, b);
-    if !only_flags(O) {
-        set_register::<W>(cpu, op.to, result);
-    }
-    Go::Next
+    conclude::<O, W>(cpu, op, rest, a, b)
 }
 
 /// Memory op `b`.
 #[inline(always)]
-fn memory<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op, b: u64) -> Go {
-    let at = address(cpu, &op.memory);
+fn memory<const O: u8, const S: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op], b: u64) -> Went {
+    let at = address::<S>(cpu, op);
     if only_flags(O) {
         let Some(a) = load::<W>(cpu, at) else {
-            return Go::Slow;
+            return slow(rest);
         };
         compute::<O, W>(cpu, a, b);
-        return Go::Next;
+        return follow(cpu, rest);
     }
     // With the right to write, so that the store can't fail once flags are noted.
     let Some(a) = load_to_write::<W>(cpu, at) else {
-        return Go::Slow;
+        return slow(rest);
     };
     let result = compute::<O, W>(cpu, a, b);
     store::<W>(cpu, at, result);
-    Go::Next
+    follow(cpu, rest)
 }
 
-fn memory_register<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+fn memory_register<const O: u8, const S: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     let b = cut::<W>(register(cpu, op.from));
-    memory::<O, W>(cpu, op, b)
+    memory::<O, S, W>(cpu, op, rest, b)
 }
 
-fn memory_immediate<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
-    memory::<O, W>(cpu, op, op.immediate)
+fn memory_immediate<const O: u8, const S: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+    memory::<O, S, W>(cpu, op, rest, cut::<W>(op.immediate()))
 }
 
-fn one_register<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+fn one_register<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     let a = cut::<W>(register(cpu, op.to));
-    let result = compute::<O, W>(cpu, a, 1);
-    set_register::<W>(cpu, op.to, result);
-    Go::Next
+    conclude::<O, W>(cpu, op, rest, a, 1)
 }
 
-fn one_memory<const O: u8, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
-    memory::<O, W>(cpu, op, 1)
+fn one_memory<const O: u8, const S: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+    memory::<O, S, W>(cpu, op, rest, 1)
 }
 
 /// The function for an operation of two operands.
-pub(super) fn binary(operation: u8, form: Form, width: Width) -> Run {
+pub(super) fn binary(op: &Op, operation: u8, form: Form, width: Width) -> Run {
     match operation {
-        ADD => by_form::<ADD>(form, width),
-        OR => by_form::<OR>(form, width),
-        ADC => by_form::<ADC>(form, width),
-        SBB => by_form::<SBB>(form, width),
-        AND => by_form::<AND>(form, width),
-        SUB => by_form::<SUB>(form, width),
-        XOR => by_form::<XOR>(form, width),
-        CMP => by_form::<CMP>(form, width),
-        _ => by_form::<TEST>(form, width),
+        ADD => by_form::<ADD>(op, form, width),
+        OR => by_form::<OR>(op, form, width),
+        ADC => by_form::<ADC>(op, form, width),
+        SBB => by_form::<SBB>(op, form, width),
+        AND => by_form::<AND>(op, form, width),
+        SUB => by_form::<SUB>(op, form, width),
+        XOR => by_form::<XOR>(op, form, width),
+        CMP => by_form::<CMP>(op, form, width),
+        _ => by_form::<TEST>(op, form, width),
     }
 }
 
-fn by_form<const O: u8>(form: Form, width: Width) -> Run {
+fn by_form<const O: u8>(op: &Op, form: Form, width: Width) -> Run {
     match form {
         Form::Registers => by_width!(width, registers, O),
         Form::RegisterImmediate => by_width!(width, register_immediate, O),
-        Form::RegisterMemory => by_width!(width, register_memory, O),
-        Form::MemoryRegister => by_width!(width, memory_register, O),
-        Form::MemoryImmediate => by_width!(width, memory_immediate, O),
+        Form::RegisterMemory => by_address!(op, width, register_memory, O),
+        Form::MemoryRegister => by_address!(op, width, memory_register, O),
+        Form::MemoryImmediate => by_address!(op, width, memory_immediate, O),
     }
 }
 
 /// The function for `inc`, `dec`, `neg` or `not`.
-pub(super) fn unary(operation: u8, in_memory: bool, width: Width) -> Run {
+pub(super) fn unary(op: &Op, operation: u8, in_memory: bool, width: Width) -> Run {
     match operation {
-        INC => by_place::<INC>(in_memory, width),
-        DEC => by_place::<DEC>(in_memory, width),
-        NEG => by_place::<NEG>(in_memory, width),
-        _ => by_place::<NOT>(in_memory, width),
+        INC => by_place::<INC>(op, in_memory, width),
+        DEC => by_place::<DEC>(op, in_memory, width),
+        NEG => by_place::<NEG>(op, in_memory, width),
+        _ => by_place::<NOT>(op, in_memory, width),
     }
 }
 
-fn by_place<const O: u8>(in_memory: bool, width: Width) -> Run {
+fn by_place<const O: u8>(op: &Op, in_memory: bool, width: Width) -> Run {
     if in_memory {
-        by_width!(width, one_memory, O)
+        by_address!(op, width, one_memory, O)
     } else {
         by_width!(width, one_register, O)
     }

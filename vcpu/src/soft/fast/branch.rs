@@ -2,7 +2,7 @@
 
 use super::memory::{address, load};
 use super::stack::{push_value, release, top};
-use super::{Go, Op, Run, by_condition, condition, register};
+use super::{Op, Run, Went, by_condition, condition, cut, follow, jumped, register, slow};
 use crate::emulate::Cpu;
 use crate::soft::world::World;
 
@@ -12,62 +12,72 @@ fn reachable<const W: u32>(cpu: &Cpu<World>, target: u64) -> bool {
     W == 32 || cpu.state.canonical(target)
 }
 
-fn jump_to(cpu: &mut Cpu<World>, op: &Op) -> Go {
-    cpu.state.rip = op.immediate;
-    Go::Jump
+/// RIP of the next instruction. Meanwhile RIP itself is still that of the block.
+#[inline(always)]
+fn next(cpu: &Cpu<World>, op: &Op) -> u64 {
+    cpu.state.rip.wrapping_add(op.end())
 }
 
-fn jump_if<const C: u8>(cpu: &mut Cpu<World>, op: &Op) -> Go {
-    cpu.state.rip = if condition::<C>(cpu) { op.immediate } else { op.next };
-    Go::Jump
+fn jump_to(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+    cpu.state.rip = op.wide;
+    jumped(rest)
+}
+
+/// What is behind a branch that is not taken is part of the block.
+fn jump_if<const C: u8>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+    if condition::<C>(cpu) {
+        cpu.state.rip = op.wide;
+        return jumped(rest);
+    }
+    follow(cpu, rest)
 }
 
 /// The target in a register or in memory.
 #[inline(always)]
 fn target<const MEMORY: bool, const W: u32>(cpu: &Cpu<World>, op: &Op) -> Option<u64> {
     let target = if MEMORY {
-        load::<W>(cpu, address(cpu, &op.memory))?
+        load::<W>(cpu, address::<false>(cpu, op))?
     } else {
-        super::cut::<W>(register(cpu, op.from))
+        cut::<W>(register(cpu, op.from))
     };
     reachable::<W>(cpu, target).then_some(target)
 }
 
-fn jump_indirect<const MEMORY: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+fn jump_indirect<const MEMORY: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     let Some(target) = target::<MEMORY, W>(cpu, op) else {
-        return Go::Slow;
+        return slow(rest);
     };
     cpu.state.rip = target;
-    Go::Jump
+    jumped(rest)
 }
 
-fn call_to<const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
-    if !push_value::<W>(cpu, op.next) {
-        return Go::Slow;
+fn call_to<const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+    if !push_value::<W>(cpu, next(cpu, op)) {
+        return slow(rest);
     }
-    cpu.state.rip = op.immediate;
-    Go::Jump
+    cpu.state.rip = op.wide;
+    jumped(rest)
 }
 
-fn call_indirect<const MEMORY: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+fn call_indirect<const MEMORY: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     let Some(target) = target::<MEMORY, W>(cpu, op) else {
-        return Go::Slow;
+        return slow(rest);
     };
-    if !push_value::<W>(cpu, op.next) {
-        return Go::Slow;
+    if !push_value::<W>(cpu, next(cpu, op)) {
+        return slow(rest);
     }
     cpu.state.rip = target;
-    Go::Jump
+    jumped(rest)
 }
 
-/// The immediate is what goes off the stack besides the return address.
-fn return_near<const W: u32>(cpu: &mut Cpu<World>, op: &Op) -> Go {
+/// `wide` is what goes off the stack besides the return address.
+fn return_near<const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     let Some(target) = top::<W>(cpu).filter(|target| reachable::<W>(cpu, *target)) else {
-        return Go::Slow;
+        return slow(rest);
     };
-    release::<W>(cpu, u64::from(W / 8) + op.immediate);
+    release::<W>(cpu, u64::from(W / 8) + op.wide);
     cpu.state.rip = target;
-    Go::Jump
+    jumped(rest)
 }
 
 /// `jmp` to a fixed place.

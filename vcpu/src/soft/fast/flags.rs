@@ -67,7 +67,12 @@ impl Lazy {
     /// Puts back the carry that the last operation leaves alone.
     #[inline(always)]
     pub fn keep_carry(&mut self, carry: bool) {
-        let overflow = self.overflow();
+        self.set_carry_and_overflow(carry, self.overflow());
+    }
+
+    /// Replaces carry and overflow; the other flags stay.
+    #[inline(always)]
+    pub fn set_carry_and_overflow(&mut self, carry: bool, overflow: bool) {
         self.carries = self.carries << 2 >> 2 | top_bits(carry, overflow);
     }
 
@@ -134,6 +139,8 @@ mod tests {
                 let (status, carry) = (lazy.status(), b & 1 != 0);
                 lazy.keep_carry(carry);
                 assert_eq!(lazy.status(), status & !CF | when(carry, CF));
+                lazy.set_carry_and_overflow(!carry, carry);
+                assert_eq!(lazy.status(), status & !(CF | OF) | when(!carry, CF) | when(carry, OF));
             }
         }
     }

@@ -5,93 +5,154 @@
 //! other instruction – it leaves alone and says [`Go::Slow`]: the instruction core executes the instruction instead, so
 //! that everything about it is said in one place only.
 //!
-//! Ops are for 64-bit mode, and for 32-bit code with flat segments ([`mode`]). Read in this order: this file, `flags`,
-//! `memory`, `alu`, `shift`, `moves`, `stack`, `string`, `branch`,
-//! `select`.
+//! The ops of a block run one another: each ends by calling the next, so that a block needs no loop, and the host
+//! predicts for each kind of op what follows it. Optimised, such a call is a jump; where it isn't, the stack grows by a
+//! frame for each of a block's few ops.
+//!
+//! Ops are for 64-bit mode, for 32-bit code with flat segments, and for what needs no segment in real mode ([`mode`]). Read in this order: this file, `flags`,
+//! `memory`, `alu`, `shift`, `muldiv`, `bits`, `moves`, `stack`, `string`, `branch`, `vector`,
+//! `scalar`, `select` and `select_vector`.
 
 mod alu;
+mod bits;
 mod branch;
 pub(super) mod flags;
 mod memory;
 pub(super) mod mode;
 mod moves;
+mod muldiv;
+mod scalar;
 mod select;
+mod select_vector;
 mod shift;
 mod stack;
 mod string;
+mod vector;
 
 pub(super) use select::select;
 
 use super::world::World;
 use crate::emulate::{Cpu, flags as rflags};
+use std::cell::Cell;
 
-/// What an op does.
-type Run = fn(&mut Cpu<World>, &Op) -> Go;
+/// What an op does, and then the ops behind it.
+type Run = fn(&mut Cpu<World>, &Op, &[Op]) -> Went;
 
-/// How an op ended.
+/// Why a run of ops ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Go {
-    /// Done, on to the next instruction. RIP is not kept up.
-    Next,
-    /// Nothing was done: the instruction core is to execute it.
+    /// All are done. RIP is not kept up.
+    End,
+    /// The last op was left alone: the instruction core is to execute it.
     Slow,
-    /// Done, and RIP says where to.
+    /// The last op is done, and RIP says where to.
     Jump,
-    /// A part is done; it is to be run again when others have had a look.
+    /// Of the last op, a part is done; it is to be run again when others have had a look.
     Repeat,
 }
 
-/// A memory operand.
+/// How far a run of ops came: how it ended, and how many ops are behind the last one. One number, so that a call of the
+/// next op can be a jump.
 #[derive(Clone, Copy, Debug)]
-struct Mem {
-    displacement: u64,
-    /// Bits of the address that count.
-    mask: u64,
-    /// Numbers of registers, or [`NONE`].
-    base: u8,
-    index: u8,
-    /// The index is shifted by so much.
-    scale: u8,
-    segment: Base,
+pub(super) struct Went(u64);
+
+impl Went {
+    const fn new(go: Go, left: usize) -> Self {
+        Self((left as u64) << 2 | go as u64)
+    }
+
+    /// How it ended.
+    #[inline(always)]
+    pub const fn go(self) -> Go {
+        match self.0 & 3 {
+            0 => Go::End,
+            1 => Go::Slow,
+            2 => Go::Jump,
+            _ => Go::Repeat,
+        }
+    }
+
+    /// Ops behind the last one.
+    #[inline(always)]
+    pub const fn left(self) -> usize {
+        (self.0 >> 2) as usize
+    }
 }
 
 /// No register.
 const NONE: u8 = 0xff;
 
-/// What is added to the address.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Base {
-    Zero,
-    Fs,
-    Gs,
-}
-
 /// One instruction, ready to run.
 pub(super) struct Op {
     run: Run,
-    /// An immediate, or where a branch goes.
-    immediate: u64,
-    /// RIP of the next instruction.
-    next: u64,
-    memory: Mem,
+    /// A displacement, the target of a branch, or an immediate of 64 bits.
+    wide: u64,
+    /// An immediate, whose sign goes on; of a branch, the block that it went to last (see [`Op::link`]).
+    extra: Cell<u32>,
+    /// Numbers of the registers of a memory operand's address, or [`NONE`].
+    base: u8,
+    index: u8,
+    /// What else its address is made of: see `memory`.
+    shape: u8,
     /// Number of the register that is written (and mostly read as well).
     to: u8,
     /// Number of a register that is read.
     from: u8,
+    /// From the beginning of the block to the next instruction.
+    next: u16,
 }
 
 impl Op {
-    /// Runs it.
+    /// Runs the first of some ops, and those behind it.
     #[inline(always)]
-    pub fn run(&self, cpu: &mut Cpu<World>) -> Go {
-        (self.run)(cpu, self)
+    pub fn run_all(cpu: &mut Cpu<World>, ops: &[Self]) -> Went {
+        follow(cpu, ops)
     }
 
-    /// RIP of the next instruction.
+    /// Bytes from the beginning of the block to the next instruction.
     #[inline(always)]
-    pub fn next(&self) -> u64 {
-        self.next
+    pub fn end(&self) -> u64 {
+        self.next.into()
     }
+
+    /// Of a branch, which block it went to last, as [`Op::set_link`] said. Of anything else, a number that means nothing.
+    #[inline(always)]
+    pub fn link(&self) -> u32 {
+        self.extra.get()
+    }
+
+    /// Remembers for a branch to which block it went.
+    #[inline(always)]
+    pub fn set_link(&self, block: u32) {
+        self.extra.set(block);
+    }
+
+    /// The immediate.
+    #[inline(always)]
+    fn immediate(&self) -> u64 {
+        i64::from(self.extra.get() as i32) as u64
+    }
+}
+
+/// Goes on with the next op.
+#[inline(always)]
+fn follow(cpu: &mut Cpu<World>, rest: &[Op]) -> Went {
+    match rest.split_first() {
+        Some((op, rest)) => (op.run)(cpu, op, rest),
+        None => Went::new(Go::End, 0),
+    }
+}
+
+/// Leaves the op before `rest` to the instruction core.
+#[inline(always)]
+fn slow(rest: &[Op]) -> Went {
+    Went::new(Go::Slow, rest.len())
+}
+
+/// RIP is set.
+#[inline(always)]
+fn jumped(rest: &[Op]) -> Went {
+    Went::new(Go::Jump, rest.len())
 }
 
 /// A general-purpose register.
@@ -126,6 +187,27 @@ fn carry(cpu: &Cpu<World>) -> bool {
         cpu.state.rflags & rflags::CF != 0
     } else {
         lazy.carry()
+    }
+}
+
+/// Replaces CF; the other flags stay.
+#[inline(always)]
+fn set_carry(cpu: &mut Cpu<World>, carry: bool) {
+    if cpu.env.lazy.is_known() {
+        cpu.state.set_flags(rflags::CF, u64::from(carry));
+    } else {
+        cpu.env.lazy.keep_carry(carry);
+    }
+}
+
+/// Replaces CF and OF; the other flags stay.
+#[inline(always)]
+fn set_carry_and_overflow(cpu: &mut Cpu<World>, carry: bool, overflow: bool) {
+    if cpu.env.lazy.is_known() {
+        let flags = rflags::when(carry, rflags::CF) | rflags::when(overflow, rflags::OF);
+        cpu.state.set_flags(rflags::CF | rflags::OF, flags);
+    } else {
+        cpu.env.lazy.set_carry_and_overflow(carry, overflow);
     }
 }
 
@@ -195,4 +277,15 @@ macro_rules! by_width {
     };
 }
 
-use {by_condition, by_width};
+/// The function that `$function::<…, whether the address is simple, bits>` is for this op's memory operand and this width.
+macro_rules! by_address {
+    ($op:expr, $width:expr, $function:ident $(, $constant:expr)*) => {
+        if $op.has_simple_address() {
+            by_width!($width, $function $(, $constant)*, true)
+        } else {
+            by_width!($width, $function $(, $constant)*, false)
+        }
+    };
+}
+
+use {by_address, by_condition, by_width};

@@ -21,13 +21,16 @@ pub(in crate::soft) struct Mode {
 impl Mode {
     /// The mode, if it is one for fast ops.
     pub fn of(state: &CpuState) -> Option<Self> {
-        if state.interrupt_shadow || state.rflags & SPECIAL != 0 {
+        // Fast ops look at no breakpoint.
+        if state.interrupt_shadow || state.rflags & SPECIAL != 0 || state.has_breakpoints() {
             return None;
         }
         let size = state.code_size();
         match size {
             CodeSize::Bits64 => {}
             CodeSize::Bits32 if is_flat(state) => {}
+            // Ops of 16-bit code reach no memory, and jump no further than 16 bits.
+            CodeSize::Bits16 if state.real_segments() && state.sys.cs.limit >= 0xffff => {}
             _ => return None,
         }
         let (user, flag) = (state.cpl() == 3, state.flag(flags::AC));
@@ -41,10 +44,15 @@ impl Mode {
         })
     }
 
-    /// A number for each mode, below 8.
+    /// A number for each mode, below 16.
     #[inline]
     pub fn number(self) -> u64 {
-        u64::from(self.rights) | u64::from(self.size == CodeSize::Bits64) << 2
+        let size = match self.size {
+            CodeSize::Bits16 => 0,
+            CodeSize::Bits32 => 1 << 2,
+            CodeSize::Bits64 => 2 << 2,
+        };
+        u64::from(self.rights) | size
     }
 }
 

@@ -1,0 +1,160 @@
+//! From a decoded instruction on XMM registers to its op.
+
+use super::select::memory;
+use super::vector::{self, Operation, Way};
+use super::{Op, Run, scalar};
+use crate::emulate::sse::{lanes, shuffle};
+use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
+
+/// Finds the function of the op, and sets the op's operands.
+pub(super) fn find(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
+    let way = match (insn.op0_kind(), insn.op1_kind()) {
+        (OpKind::Register, OpKind::Memory) => Way::Load,
+        (OpKind::Memory, OpKind::Register) => Way::Store,
+        (OpKind::Register, _) => Way::Registers,
+        _ => return None,
+    };
+    let registers = [insn.op0_register(), insn.op1_register()];
+    let [to, from] = registers.map(|register| register.number() as u8 & 15);
+    (op.to, op.from) = (to, from);
+    if way != Way::Registers {
+        memory(op, insn, long)?;
+    }
+    let [to_xmm, from_xmm] = registers.map(|register| register == Register::None || register.is_xmm());
+    if let M::Movd | M::Movq = insn.mnemonic() {
+        return movement(registers, way, insn.mnemonic() == M::Movq);
+    }
+    if insn.mnemonic() == M::Pmovmskb && from_xmm {
+        return Some(vector::sign_mask);
+    }
+    if let Some(run) = converted(insn, way, registers) {
+        return Some(run);
+    }
+    if !to_xmm || !from_xmm {
+        return None;
+    }
+    let run = match insn.mnemonic() {
+        M::Movaps | M::Movapd | M::Movdqa => vector::whole_moves(way, true),
+        M::Movups | M::Movupd | M::Movdqu | M::Lddqu => vector::whole_moves(way, false),
+        M::Movss => vector::scalar_moves(way, false),
+        M::Movsd => vector::scalar_moves(way, true),
+        _ if way == Way::Store => return None,
+        M::Ucomiss | M::Comiss => scalar::comparisons(way == Way::Load, false),
+        M::Ucomisd | M::Comisd => scalar::comparisons(way == Way::Load, true),
+        M::Sqrtss => scalar::roots(way == Way::Load, false),
+        M::Sqrtsd => scalar::roots(way == Way::Load, true),
+        M::Cvtss2sd => scalar::widenings(way == Way::Load),
+        _ => return computed(op, insn, way == Way::Load),
+    };
+    Some(run)
+}
+
+/// Conversions with a general-purpose register.
+fn converted(insn: &Instruction, way: Way, [to, from]: [Register; 2]) -> Option<Run> {
+    let memory = way == Way::Load;
+    Some(match insn.mnemonic() {
+        M::Cvtsi2ss | M::Cvtsi2sd if from.is_gpr() => {
+            scalar::from_integers(from.is_gpr64(), insn.mnemonic() == M::Cvtsi2sd)
+        }
+        M::Cvttss2si => scalar::to_integers(false, memory, false, to.is_gpr64()),
+        M::Cvttsd2si => scalar::to_integers(false, memory, true, to.is_gpr64()),
+        M::Cvtss2si => scalar::to_integers(true, memory, false, to.is_gpr64()),
+        M::Cvtsd2si => scalar::to_integers(true, memory, true, to.is_gpr64()),
+        _ => return None,
+    })
+}
+
+/// `movd` and `movq`.
+fn movement([to, from]: [Register; 2], way: Way, quad: bool) -> Option<Run> {
+    if to.is_mm() || from.is_mm() {
+        return None;
+    }
+    if way == Way::Registers && to.is_gpr() {
+        return Some(vector::crossing_moves(true, to.is_gpr64()));
+    }
+    if way == Way::Registers && from.is_gpr() {
+        return Some(vector::crossing_moves(false, from.is_gpr64()));
+    }
+    vector::integer_moves(way, quad)
+}
+
+/// Defines operations of which the core has the functions, and the choice among them.
+macro_rules! choose {
+    ($function:ident, $source:path, $apply:expr, $($name:ident)*) => {
+        fn $function(mnemonic: M, memory: bool) -> Option<Run> {
+            match mnemonic {
+                $(M::$name => {
+                    struct This;
+                    impl Operation for This {
+                        #[inline(always)]
+                        fn apply(a: u128, b: u128, immediate: u8) -> u128 {
+                            match const { $source(M::$name) } {
+                                Some(function) => $apply(function, a, b, immediate),
+                                None => unreachable!("a mnemonic that is not the function's"),
+                            }
+                        }
+                    }
+                    Some(vector::operations::<This>(memory))
+                })*
+                _ => None,
+            }
+        }
+    };
+}
+
+choose!(
+    lane_operation, lanes::operation, |function: lanes::Binary, a, b, _| function(a, b),
+    Pand Pandn Por Pxor Andps Andpd Andnps Andnpd Orps Orpd Xorps Xorpd
+    Paddb Paddw Paddd Paddq Psubb Psubw Psubd Psubq Paddusb Psubusb
+    Pcmpeqb Pcmpeqw Pcmpeqd Pcmpgtb Pcmpgtw Pcmpgtd
+    Pminub Pmaxub Pmullw Pmulld Pmuludq Pmaddwd
+);
+choose!(
+    shift_operation, lanes::shift,
+    |function: lanes::ByCount, a, _, count: u8| function(a, count.into()),
+    Psllw Pslld Psllq Psrlw Psrld Psrlq Psraw Psrad Pslldq Psrldq
+);
+choose!(
+    shuffle_operation, shuffle::operation, |function: shuffle::Shuffle, a, b, order| function(a, b, order),
+    Punpcklbw Punpcklwd Punpckldq Punpcklqdq Punpckhbw Punpckhwd Punpckhdq Punpckhqdq
+    Unpcklps Unpcklpd Pshufd Pshuflw Pshufhw Shufps Shufpd Pshufb Palignr Packuswb
+);
+
+fn computed(op: &mut Op, insn: &Instruction, memory: bool) -> Option<Run> {
+    let mnemonic = insn.mnemonic();
+    if let Some(run) = arithmetic(mnemonic, memory).or_else(|| lane_operation(mnemonic, memory)) {
+        return Some(run);
+    }
+    if insn.op_count() == 2 && insn.op1_kind() == OpKind::Immediate8 {
+        op.extra.set(insn.immediate8().into());
+        return shift_operation(mnemonic, false);
+    }
+    if insn.op_count() == 3 {
+        op.extra.set(insn.immediate8().into());
+    }
+    shuffle_operation(mnemonic, memory)
+}
+
+fn arithmetic(mnemonic: M, memory: bool) -> Option<Run> {
+    use vector::{ADD, DIV, MUL, SUB};
+    let (operation, double, scalar) = match mnemonic {
+        M::Addps => (ADD, false, false),
+        M::Addpd => (ADD, true, false),
+        M::Addss => (ADD, false, true),
+        M::Addsd => (ADD, true, true),
+        M::Subps => (SUB, false, false),
+        M::Subpd => (SUB, true, false),
+        M::Subss => (SUB, false, true),
+        M::Subsd => (SUB, true, true),
+        M::Mulps => (MUL, false, false),
+        M::Mulpd => (MUL, true, false),
+        M::Mulss => (MUL, false, true),
+        M::Mulsd => (MUL, true, true),
+        M::Divps => (DIV, false, false),
+        M::Divpd => (DIV, true, false),
+        M::Divss => (DIV, false, true),
+        M::Divsd => (DIV, true, true),
+        _ => return None,
+    };
+    Some(vector::arithmetic(operation, double, scalar, memory))
+}
