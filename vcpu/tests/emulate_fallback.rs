@@ -245,6 +245,51 @@ fn page_tables_that_the_core_changes_are_the_ones_user_code_runs_on() {
 }
 
 #[test]
+fn breakpoints_that_the_guest_sets_are_met_in_software() {
+    /// DR7: number 0 globally for execution, number 1 globally for writes of 8 bytes.
+    const ON: u64 = 1 << 10 | 1 << 3 | 1 << 1 | 0b1001 << 20;
+    let Some((guest, mut vcpu)) = guest(|a| {
+        let mut watched = a.create_label();
+        a.mov(rbx, RESULTS)?;
+        a.lea(rax, ptr(watched))?;
+        a.mov(dr0, rax)?;
+        a.mov(rcx, AREA)?;
+        a.mov(dr1, rcx)?;
+        a.mov(rax, ON)?;
+        a.mov(dr7, rax)?;
+        a.xor(edx, edx)?;
+        a.xor(esi, esi)?;
+        a.stac()?;
+        a.mov(qword_ptr(rcx), rax)?;
+        // The handler of the trap returns behind this.
+        a.mov(edx, 1)?;
+        a.mov(rax, dr6)?;
+        a.mov(qword_ptr(rbx), rax)?;
+        a.mov(qword_ptr(rbx + 8), r14)?;
+        a.xor(eax, eax)?;
+        a.mov(dr6, rax)?;
+        a.xor(r14d, r14d)?;
+        a.clac()?;
+        a.set_label(&mut watched)?;
+        a.mov(esi, 1)?;
+        a.mov(rax, dr6)?;
+        a.mov(qword_ptr(rbx + 16), rax)?;
+        a.mov(qword_ptr(rbx + 24), r14)?;
+        a.mov(qword_ptr(rbx + 32), rdx)?;
+        a.mov(qword_ptr(rbx + 40), rsi)?;
+        a.hlt()
+    }) else {
+        return;
+    };
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Hlt);
+    let result = |offset: usize| guest.ram.read_u64(RESULTS as usize + offset);
+    assert_eq!((result(0) & 15, result(8)), (2, 1), "a trap behind the write");
+    assert_eq!((result(16) & 15, result(24)), (1, 1), "a fault before the instruction");
+    assert_eq!((result(32), result(40)), (0, 0), "the handlers came first");
+    println!("by the core: {:?}", vcpu.counts().stretches());
+}
+
+#[test]
 fn thick_failures_keep_the_guest_in_software() {
     const TIMES: u64 = 5000;
     let Some((_guest, mut vcpu)) = guest(|a| {
