@@ -54,20 +54,54 @@ impl<'a> HostRun<'a> {
         unsafe { vm_memory::VolatileSlice::with_bitmap(self.start, self.bytes, log, None) }
     }
 
-    /// Copies the run out; `to` has the run's length.
+    /// Copies the run out; `to` has the run's length. What is aligned to 2, 4 or 8 bytes is read in pieces of that many, so
+    /// that a value of such a width is never seen half written.
     pub(crate) fn copy_to(&self, to: &mut [u8]) {
-        for (index, to) in to.iter_mut().take(self.bytes).enumerate() {
-            // SAFETY: `start .. start + bytes` lies in a slot with a backing (checked in `new`; the slot table checked
-            // that the slot lies in its backing), which keeps it mapped while `slot` is borrowed; `index` < `bytes`.
-            *to = unsafe { ptr::read_volatile(self.start.wrapping_add(index)) };
+        let bytes = to.len().min(self.bytes);
+        let mut done = 0;
+        while let Some(piece) = Piece::next(self.start, done, bytes) {
+            // `start .. start + bytes` lies in a slot with a backing (checked in `new`; the slot table checked that the slot
+            // lies in its backing), which keeps it mapped while `slot` is borrowed.
+            let from = self.start.wrapping_add(done);
+            let value = match piece {
+                // SAFETY: mapped, see above: the piece ends within `bytes`.
+                Piece::B1 => u64::from(unsafe { ptr::read_volatile(from) }),
+                // SAFETY: mapped, see above, and aligned, as `Piece::next` checked.
+                Piece::B2 => u64::from(unsafe { ptr::read_volatile(from.cast::<u16>()) }),
+                // SAFETY: as for two bytes.
+                Piece::B4 => u64::from(unsafe { ptr::read_volatile(from.cast::<u32>()) }),
+                // SAFETY: as for two bytes.
+                Piece::B8 => unsafe { ptr::read_volatile(from.cast::<u64>()) },
+            };
+            let end = done + piece.bytes();
+            to[done..end].copy_from_slice(&value.to_ne_bytes()[..piece.bytes()]);
+            done = end;
         }
     }
 
-    /// Copies into the run and logs the pages; `from` has the run's length.
+    /// Copies into the run and logs the pages; `from` has the run's length. In pieces as [`HostRun::copy_to`].
     pub(crate) fn copy_from(&self, from: &[u8]) {
-        for (index, &from) in from.iter().take(self.bytes).enumerate() {
-            // SAFETY: as in `copy_to`; backings are writable.
-            unsafe { ptr::write_volatile(self.start.wrapping_add(index), from) };
+        let bytes = from.len().min(self.bytes);
+        let mut done = 0;
+        while let Some(piece) = Piece::next(self.start, done, bytes) {
+            let to = self.start.wrapping_add(done);
+            let end = done + piece.bytes();
+            let mut value = [0; 8];
+            value[..piece.bytes()].copy_from_slice(&from[done..end]);
+            let [first, second, third, fourth, ..] = value;
+            match piece {
+                // SAFETY: mapped as in `copy_to`; backings are writable.
+                Piece::B1 => unsafe { ptr::write_volatile(to, first) },
+                // SAFETY: likewise, and aligned, as `Piece::next` checked.
+                Piece::B2 => unsafe { ptr::write_volatile(to.cast(), u16::from_ne_bytes([first, second])) },
+                // SAFETY: as for two bytes.
+                Piece::B4 => unsafe {
+                    ptr::write_volatile(to.cast(), u32::from_ne_bytes([first, second, third, fourth]));
+                },
+                // SAFETY: as for two bytes.
+                Piece::B8 => unsafe { ptr::write_volatile(to.cast(), u64::from_ne_bytes(value)) },
+            }
+            done = end;
         }
         self.slot.mark_dirty(self.offset, self.bytes as u64);
     }
@@ -130,8 +164,66 @@ fn pointer(hva: Hva) -> *mut u8 {
     ptr::with_exposed_provenance_mut(address)
 }
 
+/// What is copied at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Piece {
+    B1,
+    B2,
+    B4,
+    B8,
+}
+
+impl Piece {
+    /// The widest piece that is aligned at `start + done` and ends within `bytes`; `None` when all is done.
+    #[inline]
+    fn next(start: *mut u8, done: usize, bytes: usize) -> Option<Self> {
+        let at = start.addr().wrapping_add(done);
+        let left = bytes.checked_sub(done).filter(|left| *left > 0)?;
+        let fits = |piece: &Self| left >= piece.bytes() && at.is_multiple_of(piece.bytes());
+        [Self::B8, Self::B4, Self::B2].into_iter().find(fits).or(Some(Self::B1))
+    }
+
+    const fn bytes(self) -> usize {
+        match self {
+            Self::B1 => 1,
+            Self::B2 => 2,
+            Self::B4 => 4,
+            Self::B8 => 8,
+        }
+    }
+}
+
 fn low(value: u64) -> u32 {
     #[expect(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
     let low = value as u32;
     low
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces(start: usize, bytes: usize) -> Vec<usize> {
+        let mut done = 0;
+        let next = || {
+            let piece = Piece::next(ptr::without_provenance_mut(start), done, bytes)?.bytes();
+            done += piece;
+            Some(piece)
+        };
+        core::iter::from_fn(next).collect()
+    }
+
+    #[test]
+    fn pieces_are_as_wide_as_their_place_allows() {
+        for width in [1, 2, 4, 8] {
+            assert_eq!(
+                pieces(0x1000 + 8 * width, width),
+                [width],
+                "an aligned value is one piece"
+            );
+        }
+        assert_eq!(pieces(0x1003, 8), [1, 4, 2, 1]);
+        assert_eq!(pieces(0x1001, 20), [1, 2, 4, 8, 4, 1]);
+        assert!(pieces(0x1000, 0).is_empty());
+    }
 }

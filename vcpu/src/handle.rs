@@ -7,8 +7,8 @@
 use crate::exit::{FatalExit, InsnBytes, SystemEvent, VmEntry, VmExit};
 use crate::fallback::FallbackCounts;
 use crate::hot_pages::HotPages;
-#[cfg(target_arch = "x86_64")]
-use crate::shadow::ShadowCounts;
+use crate::shadow_counts::ShadowCounts;
+use crate::soft::SoftCounts;
 use crate::stats::{BusStats, ExitKind, ExitTally, HotPage, VcpuStats};
 use std::sync::Arc;
 use std::time::Instant;
@@ -76,8 +76,8 @@ pub struct ExitHandler<O = NoObserver> {
     /// Only if pages are counted.
     hot_pages: Option<HotPages>,
     in_software: Option<FallbackCounts>,
-    #[cfg(target_arch = "x86_64")]
     shadow: Option<ShadowCounts>,
+    software_cpu: Option<SoftCounts>,
     /// When the last exit had been handled; only if time is taken.
     since: Option<Instant>,
 }
@@ -108,8 +108,8 @@ impl<O: MmuObserver> ExitHandler<O> {
             went_to_memory: 0,
             hot_pages: None,
             in_software: None,
-            #[cfg(target_arch = "x86_64")]
             shadow: None,
+            software_cpu: None,
             since: None,
         }
     }
@@ -136,20 +136,23 @@ impl<O: MmuObserver> ExitHandler<O> {
     }
 
     /// Takes the shadow MMU's word for what is MMIO, and includes in its statistics how that was recognised.
-    #[cfg(target_arch = "x86_64")]
     #[must_use]
     pub fn with_shadow(mut self, counts: ShadowCounts) -> Self {
         self.shadow = Some(counts);
         self
     }
 
+    /// Includes in its statistics what a software CPU executed.
+    #[must_use]
+    pub fn with_software_cpu(mut self, counts: SoftCounts) -> Self {
+        self.software_cpu = Some(counts);
+        self
+    }
+
     /// Whether somebody has recognised the access as MMIO already.
     #[inline]
     fn is_recognised(&self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return self.shadow.as_ref().is_some_and(ShadowCounts::take_recognised);
-        #[cfg(not(target_arch = "x86_64"))]
-        false
+        self.shadow.as_ref().is_some_and(ShadowCounts::take_recognised)
     }
 
     /// Answers an exit.
@@ -259,7 +262,6 @@ impl<O: MmuObserver> ExitHandler<O> {
     /// Everything counted so far. Allocates; not for the exit path.
     pub fn stats(&self) -> VcpuStats {
         let mut stats = VcpuStats::new(&self.tally, self.direct.stats(), self.went_to_memory);
-        #[cfg(target_arch = "x86_64")]
         if let Some(shadow) = &self.shadow {
             let run = shadow.get();
             stats.mmio.add_shadow(&run);
@@ -268,11 +270,11 @@ impl<O: MmuObserver> ExitHandler<O> {
         stats.mmio_bus = BusStats::of(&self.mmio);
         stats.port_bus = BusStats::of(&self.ports);
         stats.hot_pages = self.hot_pages.map(|pages| HotPage::list(&pages)).unwrap_or_default();
-        stats.in_software = self
-            .in_software
-            .as_ref()
-            .map(FallbackCounts::by_mnemonic)
-            .unwrap_or_default();
+        stats.software_cpu = self.software_cpu.as_ref().map(SoftCounts::get).unwrap_or_default();
+        if let Some(counts) = &self.in_software {
+            stats.in_software = counts.by_mnemonic();
+            stats.stretches = counts.stretches();
+        }
         stats
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Read in this order: [`exit`] (what a vCPU says and what it is told), [`backend`] (who says it), [`regs`]; then
 //! [`handle`] (what to do about an exit), [`platform`] (what that asks of the machine), [`run_loop`] and [`control`]
-//! (threads, pause and stop), [`turns`] (all vCPUs on one thread, always in the same way), [`stats`] and [`report`] (what people get to see); then the backends: [`kvm`], [`soft`] and,
+//! (threads, pause and stop), [`turns`] (all vCPUs on one thread, always in the same way), [`shadow_counts`], [`stats`]
+//! and [`report`] (what people get to see); then the backends: [`kvm`], [`soft`] and,
 //! for tests, [`scripted`]; [`shadow`] runs CPL 3 code on shadow tables. [`emulate`] executes single instructions in
 //! software, and [`fallback`] uses it where a backend can't; `paging` is what both tell the MMU of a CPU.
 
@@ -33,6 +34,7 @@ pub mod run_loop;
 pub mod scripted;
 #[cfg(target_arch = "x86_64")]
 pub mod shadow;
+pub mod shadow_counts;
 #[expect(
     clippy::cast_possible_truncation,
     reason = "lengths and offsets within one page, and values cut to their width"

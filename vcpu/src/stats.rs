@@ -8,9 +8,10 @@ use umbra_devices::{BusAddress, BusCursor, IoOp};
 use umbra_mmu::direct::DirectStats;
 
 use crate::exit::VmExit;
+use crate::fallback::Stretches;
 use crate::hot_pages::HotPages;
-#[cfg(target_arch = "x86_64")]
-use crate::shadow::ShadowRun;
+use crate::shadow_counts::ShadowRun;
+use crate::soft::{RecognitionTimes, SoftRun};
 
 /// The kinds of exit that are counted apart.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
@@ -147,10 +148,13 @@ pub struct VcpuStats {
     pub hot_pages: Vec<HotPage>,
     /// Instructions that the backend could not execute and the instruction core did, by mnemonic.
     pub in_software: BTreeMap<String, u64>,
+    /// How the guest stayed in software after those.
+    pub stretches: Stretches,
+    /// What a software CPU executed.
+    pub software_cpu: SoftRun,
 }
 
 /// What became of faults on shadow tables.
-#[cfg(target_arch = "x86_64")]
 pub(crate) fn fault_outcomes(run: &ShadowRun) -> BTreeMap<&'static str, u64> {
     BTreeMap::from([
         ("mapped", run.mmu.fixed),
@@ -199,6 +203,9 @@ pub struct MmioStats {
     pub read_only_writes: u64,
     /// Accesses that arrived as MMIO and found memory, put there in the meantime; they went to the memory.
     pub went_to_memory: u64,
+    /// What recognising took on shadow tables.
+    #[serde(flatten)]
+    pub times: RecognitionTimes,
 }
 
 impl MmioStats {
@@ -208,13 +215,13 @@ impl MmioStats {
     }
 
     /// Adds what was recognised on shadow tables.
-    #[cfg(target_arch = "x86_64")]
     pub(crate) fn add_shadow(&mut self, run: &ShadowRun) {
         self.cache_hits += run.mmu.cache_hits;
         self.spte_hits += run.mmu.spte_hits;
         self.searches += run.searches;
         self.stale += run.mmu.stale;
         self.created += run.mmu.created;
+        self.times.add(&run.times);
     }
 
     /// Accesses that needed no search of the memory slots.
@@ -279,6 +286,7 @@ impl VcpuStats {
                 created,
                 read_only_writes,
                 went_to_memory,
+                times: RecognitionTimes::default(),
             },
             ..Self::default()
         }
@@ -319,7 +327,9 @@ impl VcpuStats {
             created,
             read_only_writes,
             went_to_memory,
+            times,
         } = other.mmio;
+        self.mmio.times.add(&times);
         self.mmio.cache_hits += cache_hits;
         self.mmio.spte_hits += spte_hits;
         self.mmio.searches += searches;
@@ -343,6 +353,8 @@ impl VcpuStats {
         for (mnemonic, count) in &other.in_software {
             *self.in_software.entry(mnemonic.clone()).or_default() += count;
         }
+        self.stretches.add(&other.stretches);
+        self.software_cpu.add(&other.software_cpu);
     }
 }
 

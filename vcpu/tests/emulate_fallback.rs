@@ -11,6 +11,8 @@ mod support;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use support::{Guest, MMIO};
 use umbra_devices::{IoOp, IoSize};
 use umbra_memslots::{AddressSpaceId, Gpa};
@@ -28,7 +30,14 @@ const RESULTS: u64 = 0x2_0000;
 const AREA: u64 = 0x2_1000;
 
 fn guest(code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Option<(Guest, Fallback<KvmVcpu>)> {
-    let guest = Guest::new(Irqchip::None, 1)?;
+    guest_with(Irqchip::None, code)
+}
+
+fn guest_with(
+    irqchip: Irqchip,
+    code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Option<(Guest, Fallback<KvmVcpu>)> {
+    let guest = Guest::new(irqchip, 1)?;
     let mut vcpu = guest.long_mode(0, code);
     // Code and data for CPL 0, and every vector at one handler that notes RAX..., the vector's frame and its size.
     for (index, descriptor) in [(1, 0x00af_9b00_0000_ffff_u64), (2, 0x00cf_9300_0000_ffff)] {
@@ -109,19 +118,25 @@ fn instructions_that_kvm_may_not_know_have_their_effect() {
     println!("by the core: {:?}", vcpu.counts().by_mnemonic());
 }
 
-#[test]
-fn syscall_from_user_code_arrives_in_the_kernel() {
-    const USER: u64 = 0x1_3000;
-    const USER_STACK: u64 = 0x1_f000;
+/// Where user code is, and where it begins.
+const USER: u64 = 0x1_3000;
+const USER_STACK: u64 = 0x1_f000;
+/// Page directory of the test guests.
+const DIRECTORY: usize = 0xa000;
+
+/// A guest whose kernel goes to `user` code at once and is called back by `syscall`, at `entry`.
+fn guest_with_user(
+    user: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+    entry: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Option<(Guest, Fallback<KvmVcpu>)> {
     const ENTRY: u64 = 0x1_4000;
     /// Where the kernel has RAM for itself: the second 2 MiB of linear memory, mapped to the first.
     const KERNEL: u64 = 0x20_0000;
-    const SECOND_ENTRY: usize = 0xa008;
     const TSS: u64 = 0x7000;
     const STAR: u32 = 0xc000_0081;
     const LSTAR: u32 = 0xc000_0082;
     const SFMASK: u32 = 0xc000_0084;
-    let Some((guest, mut vcpu)) = guest(|a| {
+    let (guest, mut vcpu) = guest(|a| {
         for (number, high, low) in [
             (STAR, 0x0018_0008u32, 0u32),
             (LSTAR, 0, (KERNEL + ENTRY) as u32),
@@ -139,28 +154,15 @@ fn syscall_from_user_code_arrives_in_the_kernel() {
         a.push(0x2b)?;
         a.push(USER as i32)?;
         a.iretq()
-    }) else {
-        return;
-    };
-    guest.load(64, USER, |a| {
-        a.mov(eax, 77)?;
-        a.syscall()
-    });
-    guest.load(64, ENTRY, |a| {
-        a.mov(rbx, RESULTS)?;
-        a.mov(qword_ptr(rbx), rcx)?;
-        a.mov(qword_ptr(rbx + 8), rsp)?;
-        a.mov(word_ptr(rbx + 16), cs)?;
-        a.mov(word_ptr(rbx + 18), ss)?;
-        a.mov(dword_ptr(rbx + 20), eax)?;
-        a.hlt()
-    });
+    })?;
+    guest.load(64, USER, user);
+    guest.load(64, ENTRY, entry);
     // As Linux begins its handlers.
     guest.load(64, HANDLER + 16 * 14, |a| {
         a.clac()?;
         a.hlt()
     });
-    guest.ram.write(SECOND_ENTRY, &0x83u64.to_le_bytes());
+    guest.ram.write(DIRECTORY + 8, &0x83u64.to_le_bytes());
     for (index, descriptor) in [(4, 0x00cf_f300_0000_ffff_u64), (5, 0x00af_fb00_0000_ffff)] {
         guest.ram.write(GDT + 8 * index, &descriptor.to_le_bytes());
     }
@@ -171,12 +173,270 @@ fn syscall_from_user_code_arrives_in_the_kernel() {
     system.efer |= 1 | 1 << 11;
     system.tr.base = TSS;
     vcpu.set_system_regs(&system).unwrap();
+    Some((guest, vcpu))
+}
+
+#[test]
+fn syscall_from_user_code_arrives_in_the_kernel() {
+    let user = |a: &mut CodeAssembler| {
+        a.mov(eax, 77)?;
+        a.syscall()
+    };
+    let Some((guest, mut vcpu)) = guest_with_user(user, |a| {
+        a.mov(rbx, RESULTS)?;
+        a.mov(qword_ptr(rbx), rcx)?;
+        a.mov(qword_ptr(rbx + 8), rsp)?;
+        a.mov(word_ptr(rbx + 16), cs)?;
+        a.mov(word_ptr(rbx + 18), ss)?;
+        a.mov(dword_ptr(rbx + 20), eax)?;
+        a.hlt()
+    }) else {
+        return;
+    };
     assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Hlt);
     let result = |offset: usize| guest.ram.read_u64(RESULTS as usize + offset);
     assert_eq!(result(0), USER + 7, "RIP in RCX");
     assert_eq!(result(8), USER_STACK, "the stack is still the user's");
     assert_eq!(result(16), 77 << 32 | 16 << 16 | 8, "EAX, SS, CS");
     println!("by the core: {:?}", vcpu.counts().by_mnemonic());
+}
+
+#[test]
+fn page_tables_that_the_core_changes_are_the_ones_user_code_runs_on() {
+    const TABLE: u64 = 0xb000;
+    const PAGES: [u64; 2] = [0x2_2000, 0x2_3000];
+    /// The user's page, in the third 2 MiB.
+    const PAGE: u64 = 0x40_0000;
+    let user = |a: &mut CodeAssembler| {
+        a.mov(rbx, PAGE)?;
+        for _ in 0..2 {
+            a.mov(rax, qword_ptr(rbx))?;
+            a.syscall()?;
+        }
+        Ok(())
+    };
+    let Some((guest, mut vcpu)) = guest_with_user(user, |a| {
+        let mut done = a.create_label();
+        a.stac()?;
+        a.mov(rsi, RESULTS)?;
+        a.mov(rdx, qword_ptr(rsi))?;
+        a.inc(qword_ptr(rsi))?;
+        a.mov(qword_ptr(rsi + rdx * 8 + 8), rax)?;
+        a.cmp(rdx, 1)?;
+        a.je(done)?;
+        a.mov(rdi, TABLE)?;
+        a.mov(qword_ptr(rdi), (PAGES[1] | 7) as i32)?;
+        a.invlpg(byte_ptr(rbx))?;
+        a.sysretq()?;
+        a.set_label(&mut done)?;
+        a.hlt()
+    }) else {
+        return;
+    };
+    guest.ram.write(DIRECTORY + 16, &(TABLE | 7).to_le_bytes());
+    guest.ram.write(TABLE as usize, &(PAGES[0] | 7).to_le_bytes());
+    for (page, content) in PAGES.into_iter().zip([0xaaaa_u64, 0xbbbb]) {
+        guest.ram.write(page as usize, &content.to_le_bytes());
+    }
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Hlt);
+    let result = |index: usize| guest.ram.read_u64(RESULTS as usize + 8 * index);
+    assert_eq!((result(0), result(1), result(2)), (2, 0xaaaa, 0xbbbb));
+    println!("{:?}", vcpu.counts().stretches());
+}
+
+#[test]
+fn breakpoints_that_the_guest_sets_are_met_in_software() {
+    /// DR7: number 0 globally for execution, number 1 globally for writes of 8 bytes.
+    const ON: u64 = 1 << 10 | 1 << 3 | 1 << 1 | 0b1001 << 20;
+    let Some((guest, mut vcpu)) = guest(|a| {
+        let mut watched = a.create_label();
+        a.mov(rbx, RESULTS)?;
+        a.lea(rax, ptr(watched))?;
+        a.mov(dr0, rax)?;
+        a.mov(rcx, AREA)?;
+        a.mov(dr1, rcx)?;
+        a.mov(rax, ON)?;
+        a.mov(dr7, rax)?;
+        a.xor(edx, edx)?;
+        a.xor(esi, esi)?;
+        a.stac()?;
+        a.mov(qword_ptr(rcx), rax)?;
+        // The handler of the trap returns behind this.
+        a.mov(edx, 1)?;
+        a.mov(rax, dr6)?;
+        a.mov(qword_ptr(rbx), rax)?;
+        a.mov(qword_ptr(rbx + 8), r14)?;
+        a.xor(eax, eax)?;
+        a.mov(dr6, rax)?;
+        a.xor(r14d, r14d)?;
+        a.clac()?;
+        a.set_label(&mut watched)?;
+        a.mov(esi, 1)?;
+        a.mov(rax, dr6)?;
+        a.mov(qword_ptr(rbx + 16), rax)?;
+        a.mov(qword_ptr(rbx + 24), r14)?;
+        a.mov(qword_ptr(rbx + 32), rdx)?;
+        a.mov(qword_ptr(rbx + 40), rsi)?;
+        a.hlt()
+    }) else {
+        return;
+    };
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Hlt);
+    let result = |offset: usize| guest.ram.read_u64(RESULTS as usize + offset);
+    assert_eq!((result(0) & 15, result(8)), (2, 1), "a trap behind the write");
+    assert_eq!((result(16) & 15, result(24)), (1, 1), "a fault before the instruction");
+    assert_eq!((result(32), result(40)), (0, 0), "the handlers came first");
+    println!("by the core: {:?}", vcpu.counts().stretches());
+}
+
+#[test]
+fn thick_failures_keep_the_guest_in_software() {
+    const TIMES: u64 = 5000;
+    let Some((_guest, mut vcpu)) = guest(|a| {
+        let mut again = a.create_label();
+        a.mov(rcx, TIMES)?;
+        a.xor(eax, eax)?;
+        a.set_label(&mut again)?;
+        a.popcnt(rdx, rcx)?;
+        a.add(rax, rdx)?;
+        a.dec(rcx)?;
+        a.jne(again)?;
+        a.hlt()
+    }) else {
+        return;
+    };
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Hlt);
+    let ones: u64 = (1..=TIMES).map(|n| u64::from(n.count_ones())).sum();
+    assert_eq!(vcpu.regs().unwrap().rax, ones);
+    let (failed, stretches) = (vcpu.counts().by_mnemonic(), vcpu.counts().stretches());
+    println!("{failed:?}, {stretches:?}");
+    // Where KVM knows the instruction there is nothing to see.
+    if stretches.count > 0 {
+        assert!(stretches.count < TIMES / 10, "{stretches:?}");
+        assert!(stretches.instructions > 3 * TIMES, "{stretches:?}");
+    }
+}
+
+#[test]
+fn a_device_in_the_middle_of_a_stretch_sees_the_guest_as_it_is() {
+    let Some((guest, mut vcpu)) = guest(|a| {
+        a.mov(rbx, MMIO)?;
+        a.mov(ecx, 0xf0f0)?;
+        a.popcnt(rax, rcx)?;
+        a.mov(dword_ptr(rbx), eax)?;
+        a.mov(r9, rsi)?;
+        a.in_(al, 0x42)?;
+        a.popcnt(r10, rax)?;
+        a.mov(rdx, RESULTS)?;
+        a.mov(qword_ptr(rdx), r10)?;
+        a.hlt()
+    }) else {
+        return;
+    };
+    let write = VmExit::Mmio {
+        gpa: Gpa::new(MMIO),
+        size: IoSize::B4,
+        op: IoOp::Write(8),
+    };
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), write);
+    let mut regs = vcpu.regs().unwrap();
+    assert_eq!((regs.rax, regs.rcx), (8, 0xf0f0));
+    regs.rsi = 5;
+    vcpu.set_regs(&regs).unwrap();
+    let read = vcpu.run(VmEntry::Resume).unwrap();
+    assert!(
+        matches!(
+            read,
+            VmExit::Pio {
+                port: 0x42,
+                op: IoOp::Read,
+                ..
+            }
+        ),
+        "{read:?}"
+    );
+    assert_eq!(vcpu.regs().unwrap().r9, 5, "what was set meanwhile counts");
+    assert_eq!(vcpu.run(VmEntry::Value(0x7f)).unwrap(), VmExit::Hlt);
+    assert_eq!(guest.ram.read_u64(RESULTS as usize), 7);
+}
+
+/// Kicks a vCPU until it is told to stop.
+fn kicking<R>(vcpu: &mut Fallback<KvmVcpu>, after: Duration, run: impl FnOnce(&mut Fallback<KvmVcpu>) -> R) -> R {
+    let kick = vcpu.kick_handle();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let began = Instant::now();
+            while !done.load(Ordering::Relaxed) {
+                if began.elapsed() >= after {
+                    kick.kick();
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let result = run(vcpu);
+        done.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+#[test]
+fn a_kick_ends_a_stretch_that_would_never_end() {
+    let Some((_guest, mut vcpu)) = guest(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.popcnt(rdx, rcx)?;
+        a.inc(rax)?;
+        a.jmp(again)
+    }) else {
+        return;
+    };
+    let exit = kicking(&mut vcpu, Duration::from_millis(50), |vcpu| {
+        vcpu.run(VmEntry::Resume).unwrap()
+    });
+    assert_eq!(exit, VmExit::Interrupted);
+    assert!(vcpu.regs().unwrap().rax > 0, "it ran");
+}
+
+#[test]
+fn an_interrupt_from_the_kernels_controller_is_taken_in_a_stretch() {
+    const APIC_BASE: u32 = 0x1b;
+    /// x2APIC registers: spurious vector, timer, its divider and its count.
+    const SPURIOUS: u32 = 0x80f;
+    const TIMER: u32 = 0x832;
+    const DIVIDER: u32 = 0x83e;
+    const COUNT: u32 = 0x838;
+    const VECTOR: u32 = 31;
+    let Some((guest, mut vcpu)) = guest_with(Irqchip::Kernel, |a| {
+        let mut again = a.create_label();
+        // The stretch begins before the timer is set up, which is KVM's to do.
+        a.popcnt(rdx, rcx)?;
+        a.mov(ecx, APIC_BASE)?;
+        a.rdmsr()?;
+        a.or(eax, 0xc00)?;
+        a.wrmsr()?;
+        a.xor(edx, edx)?;
+        for (register, value) in [(SPURIOUS, 0x1ff), (TIMER, VECTOR), (DIVIDER, 0xb), (COUNT, 1_000_000)] {
+            a.mov(ecx, register)?;
+            a.mov(eax, value)?;
+            a.wrmsr()?;
+        }
+        a.mov(rbx, MMIO)?;
+        a.sti()?;
+        a.set_label(&mut again)?;
+        a.popcnt(rdx, rcx)?;
+        a.inc(r12)?;
+        a.jmp(again)
+    }) else {
+        return;
+    };
+    guest.load(64, HANDLER + 16 * u64::from(VECTOR), |a| a.mov(dword_ptr(rbx), r12d));
+    // If the interrupt never came, this would be `Interrupted`.
+    let exit = kicking(&mut vcpu, Duration::from_secs(30), |vcpu| {
+        vcpu.run(VmEntry::Resume).unwrap()
+    });
+    assert!(matches!(exit, VmExit::Mmio { op: IoOp::Write(_), .. }), "{exit:?}");
+    println!("{:?}, {:?}", vcpu.counts().by_mnemonic(), vcpu.counts().stretches());
 }
 
 #[test]

@@ -95,7 +95,34 @@ fn device_access_comes_out_and_the_answer_goes_in() {
     assert_eq!(guest.run(VmEntry::Value(7)), write(DEVICE + 16, IoSize::B4, 8));
     assert_eq!(guest.run(VmEntry::Resume), VmExit::Hlt);
     assert_eq!(guest.vcpu.shadow_stats().created, 1, "one MMIO SPTE for the page");
-    assert!(guest.vcpu.shadow_stats().cache_hits >= 3);
+    assert_eq!(
+        guest.vcpu.shadow_stats().cache_hits,
+        3,
+        "each access is recognised once"
+    );
+    let shadow = guest.vcpu.shadow_counts().get();
+    assert_eq!((shadow.searches, shadow.mmu.cache_hits), (1, 3), "and told");
+}
+
+#[test]
+fn what_the_core_executes_and_what_it_does_not_know_is_counted() {
+    let mut guest = guest(|a| {
+        a.mov(ecx, 100)?;
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.add(eax, ecx)?;
+        a.dec(ecx)?;
+        a.jne(again)?;
+        a.cpuid()?;
+        // AVX is not announced.
+        a.vpaddd(xmm0, xmm1, xmm2)
+    });
+    assert_eq!(guest.run(VmEntry::Resume), VmExit::Shutdown);
+    let run = guest.vcpu.counts().get();
+    assert!(run.instructions > 300, "{run:?}");
+    assert_eq!(run.by_core.get("cpuid"), Some(&1));
+    assert_eq!(run.by_core.get("add"), None, "it has a fast operation: {run:?}");
+    assert_eq!(run.undefined.get("vpaddd"), Some(&1));
 }
 
 #[test]

@@ -133,7 +133,7 @@ pub struct RunArgs {
 #[derive(Args, Debug)]
 pub struct BuiltinArgs {
     /// What executes the guest: kvm, soft (a CPU in software), shadow (user mode on KVM with our page tables, the rest in
-    /// software), or auto: kvm if it is usable, else soft [default: auto]
+    /// software), or auto: kvm if it can run this guest, else soft, and why [default: auto]
     #[arg(long, value_name = "NAME")]
     backend: Option<BackendChoice>,
     /// KVM device [default: /dev/kvm]

@@ -1,7 +1,7 @@
 //! A machine: everything wired together, started, watched and taken apart again. The only module that names concrete
 //! types of all crates.
 //!
-//! Read in this order: [`engine`], [`ram`], [`board`], [`chipset`], [`turns`] and [`effects`] (the parts), [`ending`] (how it can end), [`watch`] and
+//! Read in this order: [`choice`], [`engine`], [`ram`], [`board`], [`chipset`], [`turns`] and [`effects`] (the parts), [`ending`] (how it can end), [`watch`] and
 //! [`console_input`] (what the main thread does meanwhile), then here.
 //!
 //! A reset is a real one: the machine is dropped and another one built in its place, so that nothing of the old state can
@@ -9,6 +9,7 @@
 
 pub mod board;
 pub mod chipset;
+pub mod choice;
 pub mod console_input;
 pub mod effects;
 pub mod ending;
@@ -28,8 +29,8 @@ use crate::report::RunReport;
 use crate::signals::Signals;
 use crate::terminal::output::{ConsoleGate, ConsoleOutput};
 use crate::terminal::raw::RawTerminal;
+use crate::terminal::say;
 use board::{Board, BoardError};
-use chipset::Chipset;
 use effects::Layout;
 use ending::{Ending, EndingBox};
 use engine::{Engine, Host, MadeVcpu};
@@ -155,6 +156,8 @@ pub struct Purpose<'a> {
     pub timed: bool,
     /// Where the guest's console goes.
     pub console: Console,
+    /// A line for the user, shown as the guest starts.
+    pub notice: Option<String>,
 }
 
 impl Machine {
@@ -208,8 +211,8 @@ impl Machine {
                 )?
             }
         };
-        if let Some(chipset) = engine.chipset() {
-            board.add_legacy(chipset)?;
+        if let Some(legacy) = engine.legacy() {
+            board.add_legacy(legacy)?;
         }
         if let Some(ioapic) = engine.ioapic() {
             board.add_ioapic(ioapic)?;
@@ -222,6 +225,7 @@ impl Machine {
         for id in 0..config.cpus {
             let made = engine.vcpu(
                 id,
+                purpose.timed,
                 || ram.reader(),
                 |vcpu| {
                     if id == 0 {
@@ -241,6 +245,9 @@ impl Machine {
             if let Some(counts) = made.shadow {
                 handler = handler.with_shadow(counts);
             }
+            if let Some(counts) = made.software_cpu {
+                handler = handler.with_software_cpu(counts);
+            }
             match made.vcpu {
                 MadeVcpu::Free(vcpu) => free.push((vcpu, handler)),
                 MadeVcpu::InTurns(vcpu) => in_turns.push((*vcpu, handler)),
@@ -254,10 +261,13 @@ impl Machine {
             vcpu_ended.clone(),
         )
         .with_ioapic(engine.ioapic().cloned());
+        if let Some(notice) = &purpose.notice {
+            say(format_args!("vmm: {notice}\n"));
+        }
         let started = Instant::now();
         let vcpus = match (engine.life(), engine.chipset()) {
-            (Some(life), Some(Chipset { pit, apics, .. })) => {
-                let options = life.options(pit, apics, &board.serial);
+            (Some(life), Some(chipset)) => {
+                let options = life.options(&chipset.legacy.pit, &chipset.apics, &board.serial);
                 VcpuThreads::start_in_turns(in_turns, Arc::new(layout), options)
             }
             _ => VcpuThreads::start(free, Arc::new(layout)),

@@ -5,6 +5,8 @@ pub mod text;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use umbra_vcpu::fallback::Stretches;
+use umbra_vcpu::soft::SoftRun;
 use umbra_vcpu::stats::{BusStats, ExitKind, ExitStat, HotPage, MmioStats, VcpuStats};
 use umbra_vcpu::turns::TraceSummary;
 
@@ -47,6 +49,8 @@ struct Json<'a> {
     faults: &'a BTreeMap<&'static str, u64>,
     hot_pages: &'a [HotPage],
     in_software: &'a BTreeMap<String, u64>,
+    stretches: &'a Stretches,
+    software_cpu: &'a SoftRun,
     #[serde(skip_serializing_if = "Option::is_none")]
     deterministic: Option<JsonTrace<'a>>,
 }
@@ -85,6 +89,8 @@ impl RunReport {
             faults,
             hot_pages,
             in_software,
+            stretches,
+            software_cpu,
         } = &self.stats;
         let json = Json {
             backend: self.backend,
@@ -102,6 +108,8 @@ impl RunReport {
             faults,
             hot_pages,
             in_software,
+            stretches,
+            software_cpu,
             deterministic: self.deterministic.as_ref().map(|trace| JsonTrace {
                 instructions: trace.total(),
                 instructions_by_vcpu: &trace.instructions,

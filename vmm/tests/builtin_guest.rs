@@ -27,7 +27,8 @@ fn bare_vmm_runs_the_builtin_guest_and_shows_a_summary() {
         "{}",
         ended.stdout
     );
-    assert_eq!(ended.stderr, "");
+    assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+    assert!(ended.stderr.starts_with("vmm: the guest runs on KVM: "), "{ended:?}");
 }
 
 #[test]
@@ -104,6 +105,17 @@ fn user_mode_works_on_kvm_as_well() {
     let ended = run(&mut vmm(&["--user-mode"]));
     assert_eq!(ended.status, Some(0), "{ended:?}");
     assert!(ended.stdout.contains("user mode, on page tables"), "{}", ended.stdout);
+}
+
+#[test]
+fn named_backend_needs_no_line() {
+    for backend in ["kvm", "soft"] {
+        if backend == "kvm" && !kvm_usable() {
+            continue;
+        }
+        let ended = run(&mut vmm(&["--backend", backend]));
+        assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+    }
 }
 
 #[test]

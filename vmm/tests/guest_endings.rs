@@ -19,7 +19,7 @@ const OUTPUT_CLOSED: i32 = 14;
 fn run_image(image: &[u8], flags: &[&str]) -> Ended {
     let directory = tempfile::tempdir().unwrap();
     let path = file(&directory, "guest", image);
-    let mut args = vec!["run", path.to_str().unwrap(), "--memory", "16M"];
+    let mut args = vec!["run", path.to_str().unwrap(), "--memory", "16M", "--backend", "kvm"];
     args.extend(flags);
     run(&mut vmm(&args))
 }
@@ -73,7 +73,7 @@ fn reset_starts_the_guest_again() {
     }
     let directory = tempfile::tempdir().unwrap();
     let path = file(&directory, "guest", &guests::reset());
-    let mut child = vmm(&["run", path.to_str().unwrap(), "--memory", "16M"])
+    let mut child = vmm(&["run", path.to_str().unwrap(), "--memory", "16M", "--backend", "kvm"])
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -131,7 +131,7 @@ fn serial_flood_into_a_pipe_nobody_reads_can_be_ended() {
     }
     let directory = tempfile::tempdir().unwrap();
     let path = file(&directory, "guest", &guests::serial_flood(u32::MAX));
-    let mut child = vmm(&["run", path.to_str().unwrap(), "--memory", "16M"])
+    let mut child = vmm(&["run", path.to_str().unwrap(), "--memory", "16M", "--backend", "kvm"])
         .spawn()
         .unwrap();
     let output = child.stdout.take();
@@ -150,7 +150,7 @@ fn closed_output_ends_the_guest() {
     }
     let directory = tempfile::tempdir().unwrap();
     let path = file(&directory, "guest", &guests::serial_flood(u32::MAX));
-    let mut child = vmm(&["run", path.to_str().unwrap(), "--memory", "16M"])
+    let mut child = vmm(&["run", path.to_str().unwrap(), "--memory", "16M", "--backend", "kvm"])
         .spawn()
         .unwrap();
     let mut first = [0; 64];
@@ -167,7 +167,7 @@ fn typed_input_reaches_the_guest() {
     }
     let directory = tempfile::tempdir().unwrap();
     let path = file(&directory, "guest", &guests::echo());
-    let mut command = vmm(&["run", path.to_str().unwrap(), "--memory", "16M"]);
+    let mut command = vmm(&["run", path.to_str().unwrap(), "--memory", "16M", "--backend", "kvm"]);
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     // More than the UART's FIFO holds: the rest has to wait for room. Ctrl-a is an ordinary byte when it isn't typed.
@@ -187,7 +187,7 @@ fn end_of_input_and_regular_files_are_no_trouble() {
     let directory = tempfile::tempdir().unwrap();
     let path = file(&directory, "guest", &guests::echo());
     let input = file(&directory, "input", b"file-q");
-    let mut command = vmm(&["run", path.to_str().unwrap(), "--memory", "16M"]);
+    let mut command = vmm(&["run", path.to_str().unwrap(), "--memory", "16M", "--backend", "kvm"]);
     let ended = run(command.stdin(std::fs::File::open(input).unwrap()));
     assert_eq!(
         (ended.status, ended.stdout.as_str()),
@@ -204,9 +204,18 @@ fn stop_signals_end_the_run_and_are_passed_on() {
     let directory = tempfile::tempdir().unwrap();
     let path = file(&directory, "guest", &guests::spin());
     for cpus in ["1", "2"] {
-        let mut child = vmm(&["run", path.to_str().unwrap(), "--memory", "16M", "--cpus", cpus])
-            .spawn()
-            .unwrap();
+        let mut child = vmm(&[
+            "run",
+            path.to_str().unwrap(),
+            "--memory",
+            "16M",
+            "--backend",
+            "kvm",
+            "--cpus",
+            cpus,
+        ])
+        .spawn()
+        .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap())
             .read_line(&mut line)
@@ -230,7 +239,7 @@ fn sigusr1_prints_statistics_and_the_guest_runs_on() {
     }
     let directory = tempfile::tempdir().unwrap();
     let path = file(&directory, "guest", &guests::spin());
-    let mut child = vmm(&["run", path.to_str().unwrap(), "--memory", "16M"])
+    let mut child = vmm(&["run", path.to_str().unwrap(), "--memory", "16M", "--backend", "kvm"])
         .spawn()
         .unwrap();
     let mut line = String::new();
@@ -313,6 +322,38 @@ fn every_memory_backing_runs_a_guest() {
     let ended = run_image(&guests::hello(0), &["--memory-backing", "hugetlb"]);
     if ended.status != Some(1) {
         assert_refused(&ended, HOST, &["huge"]);
+    }
+}
+
+#[test]
+fn a_backend_that_was_left_to_the_vmm_is_named_in_one_line_with_the_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = file(&directory, "guest", &guests::hello(0));
+    let path = path.to_str().unwrap();
+    let lines = |flags: &[&str]| {
+        let mut args = vec!["run", path, "--memory", "16M"];
+        args.extend(flags);
+        let ended = run(&mut vmm(&args));
+        assert_eq!((ended.status, ended.stdout.as_str()), (Some(1), "hello\n"), "{ended:?}");
+        assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+        ended.stderr
+    };
+    let without = lines(&["--kvm-device", "/nonexistent/kvm"]);
+    assert!(
+        without.starts_with("vmm: the guest runs on the software CPU: /nonexistent/kvm does not exist"),
+        "{without}"
+    );
+    // What the doctor says is what happens.
+    let doctor = run(&mut vmm(&["doctor"]));
+    let here = lines(&[]);
+    assert!(
+        doctor.stdout.contains(here.trim_start_matches("vmm: ").trim_end()),
+        "{here}{}",
+        doctor.stdout
+    );
+    if doctor.status == Some(0) {
+        let split = lines(&["--irqchip", "split"]);
+        assert!(split.starts_with("vmm: the guest runs on KVM: "), "{split}");
     }
 }
 

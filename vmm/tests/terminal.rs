@@ -69,6 +69,8 @@ impl Session {
             image.to_str().unwrap(),
             "-m",
             "16M",
+            "--backend",
+            "kvm",
         ]);
         command.args(flags);
         let stream = || Stdio::from(theirs.try_clone().unwrap());

@@ -81,7 +81,7 @@ impl<E: Memory + Platform> Cpu<E> {
 }
 
 /// Decodes the first instruction in `bytes`.
-pub(super) fn decode(size: CodeSize, offset: u64, bytes: &[u8]) -> (Instruction, DecoderError) {
+pub(crate) fn decode(size: CodeSize, offset: u64, bytes: &[u8]) -> (Instruction, DecoderError) {
     let mut decoder = decoder(size, offset, bytes);
     let insn = decoder.decode();
     (insn, decoder.last_error())

@@ -53,6 +53,7 @@ mod xsave;
 
 pub use environment::{Access, AccessKind, Memory, Platform, Request, Stop, Translation};
 pub use exception::Exception;
+pub(crate) use fetch::decode;
 pub use interrupt::{Event, Source};
 pub use state::CpuState;
 

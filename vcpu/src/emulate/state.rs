@@ -400,6 +400,15 @@ impl CpuState {
         }
     }
 
+    /// Bytes from RIP to the end of the code segment; 64-bit mode has no end.
+    #[inline]
+    pub const fn code_room(&self) -> u64 {
+        if self.long_code() {
+            return u64::MAX;
+        }
+        (self.sys.cs.limit as u64).saturating_sub(self.rip).saturating_add(1)
+    }
+
     /// Whether SSE instructions may be executed without #UD and #NM (SDM vol. 3A section 13.1).
     #[inline]
     pub const fn has_vectors(&self) -> bool {

@@ -1,14 +1,18 @@
 //! The instruction core's world during a fallback: guest memory through the guest's page tables and the memory slots,
 //! devices through exits, the rest from the backend.
 
+use super::code::{self, CodeCache, Known};
 use super::host::{EmulationHost, NotKnown};
 use super::parts::Parts;
 use super::replay::Replay;
+use super::tables::may_change_a_table;
+use super::translations::Translations;
 use crate::backend::BackendError;
-use crate::emulate::{Access, AccessKind, CpuState, Exception, Memory, Platform, Request, Stop, Translation};
+use crate::emulate::state::cr4;
+use crate::emulate::{Access, AccessKind, Cpu, CpuState, Exception, Memory, Platform, Request, Stop, Translation};
 use crate::paging;
 use crate::regs::SystemRegs;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use umbra_devices::{IoOp, IoSize};
 use umbra_memslots::{EntrySize, Exchange, Gpa, GuestMemory, Gva, MemoryFault, Memslots, PAGE_SIZE};
 use umbra_mmu::guest_walk::{WalkFailure, walk};
@@ -23,11 +27,18 @@ const TSC: u32 = 0x10;
 
 pub(super) struct Guest<'a, B> {
     backend: &'a mut B,
-    slots: &'a Memslots,
+    slots: Arc<Memslots>,
     replay: &'a mut Replay,
+    known: &'a mut Translations,
     cpu: GuestCpu,
     paging: PagingState,
+    /// The instruction that is executed is the one at which the backend failed.
+    pub first: bool,
+    /// Whether the backend is to be told of writes to page tables.
+    tells_tables: bool,
     flush: bool,
+    tables_changed: bool,
+    over: bool,
     error: Option<BackendError>,
 }
 
@@ -39,25 +50,28 @@ struct Part {
 }
 
 impl<'a, B: EmulationHost> Guest<'a, B> {
-    /// The world of a CPU with this state, whose PDPTE registers are filled in.
+    /// The world of a CPU with this state. `known` are translations that still hold for it.
     pub fn new(
         backend: &'a mut B,
-        slots: &'a Memslots,
+        slots: Arc<Memslots>,
         replay: &'a mut Replay,
-        state: &mut CpuState,
+        known: &'a mut Translations,
+        state: &CpuState,
     ) -> Result<Self, BackendError> {
         let cpu = describe(backend)?;
-        state.pdptes = backend
-            .pdptes()
-            .unwrap_or_else(|| paging::pdptes_of(&state.sys, cpu, &slots));
         let paging = paging_state(state, cpu);
         Ok(Self {
+            tells_tables: backend.derives_from_tables(),
             backend,
             slots,
             replay,
+            known,
             cpu,
             paging,
+            first: true,
             flush: false,
+            tables_changed: false,
+            over: false,
             error: None,
         })
     }
@@ -72,14 +86,77 @@ impl<'a, B: EmulationHost> Guest<'a, B> {
         self.backend.not_known()
     }
 
+    /// Whether the backend itself has the device for this request, and nobody else can answer it.
+    pub fn is_backends(&self, request: &Request, state: &CpuState) -> bool {
+        self.backend.has_device(request, state)
+    }
+
+    /// See [`EmulationHost::leaves_syscalls_half_done`].
+    pub fn leaves_syscalls_half_done(&self) -> bool {
+        self.backend.leaves_syscalls_half_done()
+    }
+
     /// Whether translations were invalidated.
     pub fn must_flush(&self) -> bool {
         self.flush
     }
 
+    /// Whether a page table may have been written to from which the backend has derived something.
+    pub fn changed_tables(&self) -> bool {
+        self.tables_changed
+    }
+
+    /// Whether the world is not the one any more that this was made with, so that the guest should be given back.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// The memory slots that it sees.
+    pub fn slots(&self) -> &Arc<Memslots> {
+        &self.slots
+    }
+
+    /// The next instruction begins, or the same again.
+    pub fn rewind(&mut self) {
+        self.replay.rewind();
+    }
+
+    /// An instruction has happened: its answers are not needed any more.
+    pub fn forget_answers(&mut self) {
+        self.replay.clear();
+    }
+
+    /// Whether an interrupt may wait in the backend.
+    pub fn interrupt_waits(&mut self) -> bool {
+        match self.backend.interrupt_waits() {
+            Ok(waits) => waits,
+            Err(error) => {
+                self.error = Some(error);
+                true
+            }
+        }
+    }
+
+    /// Whether the present instruction was answered anything.
+    pub fn has_answers(&self) -> bool {
+        !self.replay.is_empty()
+    }
+
     /// A failure of the host that the core met; what it did since is void.
     pub fn take_error(&mut self) -> Option<BackendError> {
         self.error.take()
+    }
+
+    /// The floating-point state has changed, and with it perhaps PKRU.
+    pub fn keys_changed(&mut self, state: &CpuState) {
+        if state.sys.cr4 & cr4::PKE != 0 {
+            self.renew_paging(state);
+        }
+    }
+
+    fn renew_paging(&mut self, state: &CpuState) {
+        self.known.clear();
+        self.paging = paging_state(state, self.cpu);
     }
 
     /// Notes a failure of the host and stops the instruction.
@@ -90,7 +167,15 @@ impl<'a, B: EmulationHost> Guest<'a, B> {
         })
     }
 
-    fn translate(&self, at: Gva, access: Access) -> Result<Gpa, Stop> {
+    #[inline]
+    fn translate(&mut self, at: Gva, access: Access) -> Result<Gpa, Stop> {
+        match self.known.find(at, access) {
+            Some(gpa) => Ok(gpa),
+            None => self.walk(at, access),
+        }
+    }
+
+    fn walk(&mut self, at: Gva, access: Access) -> Result<Gpa, Stop> {
         let kind = match access.kind {
             AccessKind::Read => x86::AccessKind::Read,
             AccessKind::Write => x86::AccessKind::Write,
@@ -101,8 +186,13 @@ impl<'a, B: EmulationHost> Guest<'a, B> {
             (false, false) => Privilege::Supervisor,
             (false, true) => Privilege::Implicit,
         };
-        match walk(&self.paging, &self.slots, at, x86::Access::new(kind, privilege)) {
-            Ok(walk) => Ok(walk.gpa),
+        self.paging.ac = access.alignment_flag;
+        let slots: &Memslots = &self.slots;
+        match walk(&self.paging, &slots, at, x86::Access::new(kind, privilege)) {
+            Ok(walk) => {
+                self.known.insert(at, access, walk.gpa);
+                Ok(walk.gpa)
+            }
             Err(WalkFailure::Fault(fault)) => Err(Exception::page_fault(fault.code.raw(), fault.gva).into()),
             Err(WalkFailure::NonCanonical(_)) => Err(Exception::gp(0).into()),
             Err(WalkFailure::Retry) => Err(Stop::Contended),
@@ -110,7 +200,7 @@ impl<'a, B: EmulationHost> Guest<'a, B> {
     }
 
     /// Translates every page of an access before anything is done.
-    fn parts(&self, at: Gva, length: usize, access: Access) -> Result<Vec<Part>, Stop> {
+    fn parts(&mut self, at: Gva, length: usize, access: Access) -> Result<Vec<Part>, Stop> {
         let mut parts = Vec::with_capacity(2);
         let mut from = 0;
         while from < length {
@@ -130,21 +220,77 @@ impl<'a, B: EmulationHost> Guest<'a, B> {
             .find_visible(gpa.gfn())
             .is_some_and(|slot| !slot.is_read_only())
     }
+
+    /// The slot goes away or moves: the instruction is to be executed with the slots as they will be.
+    #[cold]
+    fn removed(&mut self) -> Stop {
+        self.over = true;
+        Stop::Contended
+    }
+
+    fn read_part(&mut self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), Stop> {
+        match self.slots.read(gpa, bytes) {
+            Ok(()) => Ok(()),
+            Err(MemoryFault::BeingRemoved { .. }) => Err(self.removed()),
+            Err(_) => self.replay.read_device(gpa, bytes),
+        }
+    }
+
+    /// Writes memory within a page.
+    fn write_memory(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), Stop> {
+        if self.tells_tables && !self.tables_changed {
+            self.tables_changed = self.changes_a_table(gpa, bytes);
+        }
+        if self.slots.write(gpa, bytes).is_err() {
+            return Err(self.removed());
+        }
+        self.backend.wrote_memory(gpa, bytes.len());
+        Ok(())
+    }
+
+    /// Whether a write within a page may change what the backend has derived from a page table.
+    fn changes_a_table(&self, gpa: Gpa, bytes: &[u8]) -> bool {
+        let first = gpa.get() & !7;
+        let end = gpa.get().saturating_add(bytes.len() as u64);
+        (first..end).step_by(8).any(|word| {
+            let Ok(old) = self.slots.read_entry(Gpa::new(word), EntrySize::B8) else {
+                return false;
+            };
+            let mut new = old.to_le_bytes();
+            for (index, byte) in (word..).zip(&mut new) {
+                if let Some(written) = index.checked_sub(gpa.get()).and_then(|at| bytes.get(at as usize)) {
+                    *byte = *written;
+                }
+            }
+            let new = u64::from_le_bytes(new);
+            old != new && may_change_a_table(old, new, self.paging.mode, self.cpu.physical_bits)
+        })
+    }
 }
 
 impl<B: EmulationHost> Memory for Guest<'_, B> {
+    #[inline]
     fn read(&mut self, at: Gva, bytes: &mut [u8], access: Access) -> Result<(), Stop> {
+        if at.page_offset() + bytes.len() as u64 <= PAGE_SIZE {
+            let gpa = self.translate(at, access)?;
+            return self.read_part(gpa, bytes);
+        }
         for Part { gpa, from, to } in self.parts(at, bytes.len(), access)? {
-            match self.slots.read(gpa, &mut bytes[from..to]) {
-                Ok(()) => {}
-                Err(MemoryFault::BeingRemoved { .. }) => return Err(Stop::Contended),
-                Err(_) => self.replay.read_device(gpa, &mut bytes[from..to])?,
-            }
+            self.read_part(gpa, &mut bytes[from..to])?;
         }
         Ok(())
     }
 
+    #[inline]
     fn write(&mut self, at: Gva, bytes: &[u8], access: Access) -> Result<(), Stop> {
+        if at.page_offset() + bytes.len() as u64 <= PAGE_SIZE {
+            let gpa = self.translate(at, access)?;
+            return if self.writable_memory(gpa) {
+                self.write_memory(gpa, bytes)
+            } else {
+                self.replay.write_device(gpa, bytes)
+            };
+        }
         let parts = self.parts(at, bytes.len(), access)?;
         // Devices first: until the last of them has answered, no memory is touched.
         let (memory, devices): (Vec<_>, Vec<_>) = parts.iter().partition(|part| self.writable_memory(part.gpa));
@@ -152,10 +298,7 @@ impl<B: EmulationHost> Memory for Guest<'_, B> {
             self.replay.write_device(part.gpa, &bytes[part.from..part.to])?;
         }
         for part in memory {
-            self.slots
-                .write(part.gpa, &bytes[part.from..part.to])
-                .map_err(|_| Stop::Contended)?;
-            self.backend.wrote_memory(part.gpa, part.to - part.from);
+            self.write_memory(part.gpa, &bytes[part.from..part.to])?;
         }
         Ok(())
     }
@@ -171,7 +314,12 @@ impl<B: EmulationHost> Memory for Guest<'_, B> {
             && old.len() <= 8
             && let Some(place) = Place::of(part.gpa, old.len())
         {
-            let exchanged = place.exchange(self.slots, old, new).map_err(|_| Stop::Contended)?;
+            if self.tells_tables && !self.tables_changed {
+                self.tables_changed = self.changes_a_table(part.gpa, new);
+            }
+            let Ok(exchanged) = place.exchange(&self.slots, old, new) else {
+                return Err(self.removed());
+            };
             if exchanged {
                 self.backend.wrote_memory(part.gpa, old.len());
             }
@@ -190,6 +338,33 @@ impl<B: EmulationHost> Memory for Guest<'_, B> {
         self.write(at, new, access)?;
         Ok(true)
     }
+}
+
+/// The instruction at CS:RIP, decoded anew only if its bytes are not those of the last time.
+pub(super) fn fetch<B: EmulationHost>(cpu: &mut Cpu<Guest<'_, B>>, code: &mut CodeCache) -> Result<Known, Stop> {
+    let (rip, size) = (cpu.state.rip, cpu.state.code_size());
+    let at = cpu.code_address()?;
+    let gpa = cpu.env.translate(at, cpu.fetch_access())?;
+    let mut bytes = [0; code::MAX];
+    let room = (PAGE_SIZE - at.page_offset())
+        .min(cpu.state.code_room())
+        .min(code::MAX as u64) as usize;
+    if let Some(known) = code.find(rip, size)
+        && let length = known.bytes().len()
+        && length <= room
+        && cpu.env.slots.read(gpa, &mut bytes[..length]).is_ok()
+        && bytes[..length] == *known.bytes()
+    {
+        return Ok(*known);
+    }
+    if cpu.env.slots.read(gpa, &mut bytes[..room]).is_ok()
+        && let Some(known) = Known::decode(rip, size, &bytes[..room])
+    {
+        code.remember(known);
+        return Ok(known);
+    }
+    // On two pages, at the segment's end, not in memory or no instruction.
+    Ok(Known::once(cpu.fetch()?, rip, size))
 }
 
 /// The aligned word in which an operand of 1 to 8 bytes lies.
@@ -265,6 +440,12 @@ impl<B: EmulationHost> Platform for Guest<'_, B> {
     }
 
     fn write_msr(&mut self, index: u32, value: u64) -> Result<(), Stop> {
+        if !self.first {
+            // The backend does more than note the value: it is given the guest back for it.
+            return Err(Stop::Unsupported);
+        }
+        // It may have changed what was read of the vCPU's state.
+        self.over = true;
         let written = self.backend.write_msr(index, value);
         if self.host(written)? {
             Ok(())
@@ -284,17 +465,22 @@ impl<B: EmulationHost> Platform for Guest<'_, B> {
     }
 
     fn load_pdptes(&mut self, sys: &SystemRegs) -> Result<[u64; 4], Stop> {
-        paging::read_pdptes(sys, self.cpu, &self.slots)
+        paging::read_pdptes(sys, self.cpu, &*self.slots)
     }
 
     fn translation(&mut self, change: Translation, state: &CpuState) {
         match change {
-            Translation::InvalidateAddress(_) | Translation::InvalidateAll => self.flush = true,
-            Translation::ControlsChanged | Translation::PrivilegeChanged => {
-                // A load of CR3 with the same value is a flush, too.
-                self.flush |= change == Translation::ControlsChanged;
-                self.paging = paging_state(state, self.cpu);
+            Translation::InvalidateAddress(_) | Translation::InvalidateAll => {
+                self.flush = true;
+                self.known.clear();
             }
+            // A load of CR3 with the same value is a flush, too.
+            Translation::ControlsChanged => {
+                self.flush = true;
+                self.renew_paging(state);
+            }
+            // Each access says who makes it.
+            Translation::PrivilegeChanged => {}
         }
     }
 

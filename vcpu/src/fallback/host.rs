@@ -2,7 +2,7 @@
 
 use super::Parts;
 use crate::backend::{BackendError, VcpuBackend};
-use crate::emulate::{CpuState, Exception};
+use crate::emulate::{CpuState, Exception, Request};
 use umbra_memslots::Gpa;
 
 /// A backend that lets the state of its vCPU be read and written in every detail.
@@ -62,6 +62,56 @@ pub trait EmulationHost: VcpuBackend {
     /// user code. The fallback then mends it as soon as it sees it.
     fn leaves_syscalls_half_done(&self) -> bool {
         false
+    }
+
+    /// Whether the core may execute more than the one instruction: nothing is about to be delivered to the guest.
+    ///
+    /// # Errors
+    /// The host failed.
+    fn may_stay_in_software(&mut self) -> Result<bool, BackendError> {
+        Ok(true)
+    }
+
+    /// Whether the backend emulates the guest's kernel mode, and is slower at it than the core.
+    fn emulates_kernel_mode(&self) -> bool {
+        false
+    }
+
+    /// From now on, runs come out as [`crate::exit::VmExit::Debug`] after one instruction, whatever else they come out for
+    /// before; or not any more. Asked only of a backend that emulates kernel mode.
+    ///
+    /// # Errors
+    /// The host failed.
+    fn single_step(&mut self, _on: bool) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// Whether an interrupt may wait in the backend that it would deliver now. Rather too often yes than not at all.
+    ///
+    /// # Errors
+    /// The host failed.
+    fn interrupt_waits(&mut self) -> Result<bool, BackendError> {
+        Ok(true)
+    }
+
+    /// Whether the backend itself has the device for this request of a guest in this state, so that nobody outside can
+    /// answer it.
+    fn has_device(&self, _request: &Request, _state: &CpuState) -> bool {
+        false
+    }
+
+    /// Whether the backend has derived something from the guest's page tables and doesn't notice what the core writes to
+    /// them: then it is told by [`EmulationHost::forget_tables`].
+    fn derives_from_tables(&self) -> bool {
+        false
+    }
+
+    /// The core may have written to page tables: what was derived from them is void, also for other vCPUs.
+    ///
+    /// # Errors
+    /// The host failed.
+    fn forget_tables(&mut self) -> Result<(), BackendError> {
+        self.flush_translations()
     }
 
     /// Guest memory was written on behalf of an instruction: `bytes` bytes at `gpa`, not across a page. For backends that

@@ -2,75 +2,62 @@
 //! has the instruction core execute them on the vCPU's own state, and then lets the backend go on.
 //!
 //! Guest memory is reached through the guest's own page tables ([`umbra_mmu::guest_walk`]) and the memory slots, devices
-//! through the exits that the run loop answers anyway. Read in this order: [`host`] (what it needs of the backend),
-//! `replay` (how an instruction waits for a device), `guest` (the core's world), this file, `half_syscall`.
+//! through the exits that the run loop answers anyway. If failures come thick, the guest stays in software for a while
+//! ([`policy`]). Read in this order: [`host`] (what it needs of the backend), [`policy`], `replay` (how an instruction waits
+//! for a device), `code` and `translations` (what is remembered), `tables`, `guest` (the core's world), `software` (a
+//! stretch from its beginning to its end), this file, `half_syscall`.
 
+mod code;
+mod counts;
 mod guest;
 mod half_syscall;
 pub mod host;
 mod parts;
+pub mod policy;
 pub(crate) mod replay;
+mod software;
+mod tables;
+mod translations;
 
+pub use counts::{FallbackCounts, Stretches};
 pub(crate) use guest::describe;
 pub use host::{EmulationHost, NotKnown};
 pub use parts::Parts;
 
 use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
-use crate::emulate::state::cr4;
-use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop};
+use crate::emulate::Request;
 use crate::exit::{VmEntry, VmExit};
 use crate::regs::{Regs, SystemRegs};
-use guest::Guest;
-use iced_x86::Mnemonic;
-use replay::Replay;
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use policy::Policy;
+use software::{End, GoOn, InSoftware, Tools};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use umbra_memslots::SlotReader;
 
 /// A backend that executes in software what `B` can't.
 pub struct Fallback<B> {
     backend: B,
     slots: SlotReader,
-    replay: Replay,
+    policy: Policy,
+    /// See [`EmulationHost::emulates_kernel_mode`].
+    emulates: bool,
+    /// The backend comes out after one instruction, as an emulator is given no more at a time.
+    steps: bool,
+    has_run: bool,
+    tools: Tools,
     /// What the last exit asks for, if it was ours.
     asked: Option<(Request, VmExit)>,
-    counts: FallbackCounts,
-    /// See [`EmulationHost::leaves_syscalls_half_done`].
-    half_syscalls: bool,
+    /// The vCPU's state while the core has it, which is only while it waits for an answer to `asked`.
+    held: Option<Box<InSoftware>>,
 }
 
-/// How often which instruction was executed in software. Shared by whoever reports it.
-#[derive(Clone, Default, Debug)]
-pub struct FallbackCounts(Arc<Mutex<BTreeMap<String, u64>>>);
-
-impl FallbackCounts {
-    /// By mnemonic (lower case), in alphabetical order.
-    pub fn by_mnemonic(&self) -> BTreeMap<String, u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn add(&self, mnemonic: Mnemonic) {
-        let name = format!("{mnemonic:?}").to_lowercase();
-        *self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(name)
-            .or_default() += 1;
-    }
-}
-
-/// Exceptions delivered for one instruction, its own and what delivery leaves. A guest whose handler traps as it is entered,
-/// for ever, loses those beyond.
-const DELIVERIES: usize = 4;
-
-/// How an attempt to execute one instruction ended.
+/// How the core's work ended.
 enum Attempt {
-    /// Executed; the backend can go on.
+    /// The backend can go on.
     Done,
     /// An exit is to be answered first.
     Exit(VmExit),
-    /// The core doesn't know it either.
+    /// The core doesn't know the instruction either.
     Unknown,
 }
 
@@ -78,12 +65,19 @@ impl<B: EmulationHost> Fallback<B> {
     /// Wraps a backend whose guest has the memory that `slots` shows.
     pub fn new(backend: B, slots: SlotReader) -> Self {
         Self {
-            half_syscalls: backend.leaves_syscalls_half_done(),
+            emulates: backend.emulates_kernel_mode(),
+            steps: false,
+            has_run: false,
+            policy: if backend.emulates_kernel_mode() {
+                Policy::of_emulator()
+            } else {
+                Policy::default()
+            },
             backend,
             slots,
-            replay: Replay::default(),
+            tools: Tools::new(),
             asked: None,
-            counts: FallbackCounts::default(),
+            held: None,
         }
     }
 
@@ -94,19 +88,26 @@ impl<B: EmulationHost> Fallback<B> {
 
     /// What was executed in software so far; stays current.
     pub fn counts(&self) -> FallbackCounts {
-        self.counts.clone()
+        self.tools.counts.clone()
     }
 
     /// Takes exits of the backend until one is for the run loop.
     fn go_on(&mut self, entry: VmEntry) -> Result<VmExit, BackendError> {
         let mut entry = entry;
+        if !self.has_run {
+            self.has_run = true;
+            self.set_steps(self.emulates)?;
+        }
         loop {
             let exit = self.backend.run(entry)?;
-            if !matches!(exit, VmExit::EmulationFailure { .. }) {
+            let failed = matches!(exit, VmExit::EmulationFailure { .. });
+            let stepped = self.steps && matches!(exit, VmExit::Debug { .. });
+            if !failed && !stepped {
                 return Ok(exit);
             }
-            self.replay.clear();
-            match self.attempt()? {
+            let stretch = self.policy.failed(self.tools.now());
+            let guest = InSoftware::begin(&mut self.backend, &mut self.slots, &mut self.tools, stretch, failed)?;
+            match self.execute(Box::new(guest), false)? {
                 Attempt::Done => entry = VmEntry::Resume,
                 Attempt::Exit(other) => return Ok(other),
                 Attempt::Unknown => return Ok(exit),
@@ -114,82 +115,12 @@ impl<B: EmulationHost> Fallback<B> {
         }
     }
 
-    /// Executes the instruction at the guest's RIP, or finds out what it waits for.
-    fn attempt(&mut self) -> Result<Attempt, BackendError> {
-        let mut before = CpuState::new(&self.backend.regs()?, &self.backend.system_regs()?);
-        // Each instruction may meet a breakpoint or end in a trap.
-        let debug = Parts {
-            debug: true,
-            ..Parts::default()
-        };
-        self.backend.load_parts(&mut before, debug)?;
-        self.replay.rewind();
-        let world = Guest::new(&mut self.backend, self.slots.snapshot(), &mut self.replay, &mut before)?;
-        let mut cpu = Cpu::new(before.clone(), world);
-        if self.half_syscalls {
-            half_syscall::put_back(&mut cpu);
-        }
-        let fetched = match cpu.instruction_breakpoint() {
-            Some(breakpoint) => Err(breakpoint.into()),
-            None => cpu.fetch(),
-        };
-        let insn = match fetched {
-            Ok(insn) => insn,
-            Err(stop) => {
-                let outcome = Outcome::of_stop(&mut cpu, stop);
-                return self.conclude(outcome, &before, debug, Mnemonic::INVALID);
-            }
-        };
-        let mut parts = Parts::of(&insn);
-        // Protection keys look at PKRU.
-        parts.fpu |= before.sys.cr4 & cr4::PKE != 0;
-        cpu.env.load(&mut cpu.state, parts)?;
-        parts.debug = true;
-        before.clone_from(&cpu.state);
-        let outcome = match cpu.execute(&insn) {
-            Step::Done { trap: false } | Step::Repeat => Outcome::executed(&mut cpu),
-            Step::Done { trap: true } => Outcome::due(&mut cpu),
-            Step::Fault(fault) => Outcome::delivered(&mut cpu, fault),
-            Step::Pending(request) => Outcome::Wait(request),
-            Step::Halt => Outcome::Halted(Box::new(cpu.state.clone())),
-            Step::Unsupported(_) => match cpu.env.not_known() {
-                Ok(NotKnown::Deliver(exception)) => Outcome::delivered(&mut cpu, exception),
-                Ok(NotKnown::RunAgain) => return Ok(Attempt::Done),
-                Ok(NotKnown::GiveUp) => Outcome::Unknown,
-                Err(error) => return Err(error),
-            },
-            Step::TripleFault => Outcome::Shutdown,
-        };
-        if let Some(error) = cpu.env.take_error() {
-            return Err(error);
-        }
-        self.conclude(outcome, &before, parts, insn.mnemonic())
-    }
-
-    fn conclude(
-        &mut self,
-        outcome: Outcome,
-        before: &CpuState,
-        parts: Parts,
-        mnemonic: Mnemonic,
-    ) -> Result<Attempt, BackendError> {
-        match outcome {
-            Outcome::Executed { state, flush } => {
-                self.store(before, &state, parts)?;
-                if flush {
-                    self.backend.flush_translations()?;
-                }
-                self.replay.clear();
-                self.counts.add(mnemonic);
-                Ok(Attempt::Done)
-            }
-            Outcome::Halted(state) => {
-                self.store(before, &state, parts)?;
-                self.replay.clear();
-                self.counts.add(mnemonic);
-                Ok(Attempt::Exit(VmExit::Hlt))
-            }
-            Outcome::Wait(request) => {
+    /// Has the core execute the guest, or with `once` the one instruction at which it stands.
+    fn execute(&mut self, mut guest: Box<InSoftware>, once: bool) -> Result<Attempt, BackendError> {
+        let end = guest.run(&mut self.backend, &mut self.slots, &mut self.tools, once)?;
+        let exit = match end {
+            End::Unknown => return Ok(Attempt::Unknown),
+            End::Wait(request) => {
                 let exit = match request {
                     Request::Mmio { gpa, size, op } => VmExit::Mmio { gpa, size, op },
                     Request::Pio { port, size, op } => VmExit::Pio { port, size, op },
@@ -197,79 +128,52 @@ impl<B: EmulationHost> Fallback<B> {
                     Request::WriteMsr { index, value } => VmExit::WriteMsr { index, value },
                 };
                 self.asked = Some((request, exit.clone()));
-                Ok(Attempt::Exit(exit))
+                self.held = Some(guest);
+                return Ok(Attempt::Exit(exit));
             }
-            Outcome::Shutdown => Ok(Attempt::Exit(VmExit::Shutdown)),
-            Outcome::Unknown => Ok(Attempt::Unknown),
-        }
-    }
-
-    /// Gives the backend what the instruction changed.
-    fn store(&mut self, before: &CpuState, after: &CpuState, parts: Parts) -> Result<(), BackendError> {
-        self.backend.store_parts(before, after, parts)?;
-        if after.sys != before.sys {
-            self.backend.set_system_regs(&after.sys)?;
-        }
-        self.backend.set_pdptes(after.pdptes);
-        self.backend.set_regs(&after.regs())?;
-        self.backend.set_interrupt_shadow(after.interrupt_shadow)
-    }
-}
-
-/// How the core's work ended, the world let go of.
-enum Outcome {
-    Executed {
-        state: Box<CpuState>,
-        flush: bool,
-    },
-    /// Executed, and the CPU waits for an interrupt.
-    Halted(Box<CpuState>),
-    Wait(Request),
-    Shutdown,
-    Unknown,
-}
-
-impl Outcome {
-    fn executed<B: EmulationHost>(cpu: &mut Cpu<Guest<'_, B>>) -> Self {
-        Self::Executed {
-            state: Box::new(cpu.state.clone()),
-            flush: cpu.env.must_flush(),
-        }
-    }
-
-    /// The instruction raised an exception: the guest's handler is entered.
-    fn delivered<B: EmulationHost>(cpu: &mut Cpu<Guest<'_, B>>, fault: Exception) -> Self {
-        let mut next = Some(fault);
-        // Each delivery may leave another exception to be raised, if the handler's stack is watched.
-        for _ in 0..DELIVERIES {
-            let Some(exception) = next else { break };
-            let event = Event {
-                exception,
-                source: Source::Exception,
-            };
-            if let Err(stop) = cpu.deliver(event) {
-                return Self::of_stop(cpu, stop);
+            End::RunAgain => None,
+            End::GiveBack(with) => {
+                guest.give_back(&mut self.backend, &self.tools.counts)?;
+                self.set_steps(self.emulates && with == GoOn::Step)?;
+                None
             }
-            next = cpu.due();
-        }
-        Self::executed(cpu)
+            End::Halted => {
+                guest.give_back(&mut self.backend, &self.tools.counts)?;
+                Some(VmExit::Hlt)
+            }
+            End::Shutdown => {
+                guest.give_back(&mut self.backend, &self.tools.counts)?;
+                Some(VmExit::Shutdown)
+            }
+        };
+        self.policy.given_back(self.tools.now());
+        Ok(exit.map_or(Attempt::Done, Attempt::Exit))
     }
 
-    /// What the last step left to be raised is raised.
-    fn due<B: EmulationHost>(cpu: &mut Cpu<Guest<'_, B>>) -> Self {
-        match cpu.due() {
-            Some(exception) => Self::delivered(cpu, exception),
-            None => Self::executed(cpu),
+    fn set_steps(&mut self, steps: bool) -> Result<(), BackendError> {
+        // Again each time: the kernel notes where a step begins.
+        if steps || self.steps {
+            self.backend.single_step(steps)?;
+            self.steps = steps;
         }
+        Ok(())
     }
 
-    fn of_stop<B: EmulationHost>(cpu: &mut Cpu<Guest<'_, B>>, stop: Stop) -> Self {
-        match stop {
-            Stop::Fault(fault) => Self::delivered(cpu, fault),
-            Stop::Pending(request) => Self::Wait(request),
-            Stop::Contended | Stop::Frozen => Self::executed(cpu),
-            Stop::TripleFault => Self::Shutdown,
-            Stop::Unsupported => Self::Unknown,
+    /// The vCPU as the core has it, taken away from it; if it has it not, as the backend has it.
+    fn take_guest(&mut self) -> Result<Box<InSoftware>, BackendError> {
+        if let Some(guest) = self.held.take() {
+            return Ok(guest);
+        }
+        // Somebody has changed registers meanwhile.
+        let stretch = self.policy.failed(self.tools.now());
+        InSoftware::again(&mut self.backend, &mut self.slots, stretch).map(Box::new)
+    }
+
+    /// Has the backend have the state, if the core has it: somebody is going to change it.
+    fn release(&mut self) -> Result<(), BackendError> {
+        match self.held.take() {
+            Some(guest) => guest.give_back(&mut self.backend, &self.tools.counts),
+            None => Ok(()),
         }
     }
 }
@@ -289,8 +193,9 @@ impl<B: EmulationHost> VcpuBackend for Fallback<B> {
             VmEntry::Resume => (Some(0), false),
             VmEntry::Fault => (None, false),
         };
-        self.replay.answer(request, value);
-        match self.attempt()? {
+        self.tools.replay.answer(request, value);
+        let guest = self.take_guest()?;
+        match self.execute(guest, finish_only)? {
             // The instruction is whole; the backend says that it was interrupted without running the guest.
             Attempt::Done if finish_only => self.go_on(VmEntry::Complete(0)),
             Attempt::Done => self.go_on(VmEntry::Resume),
@@ -302,18 +207,26 @@ impl<B: EmulationHost> VcpuBackend for Fallback<B> {
     }
 
     fn regs(&mut self) -> Result<Regs, BackendError> {
-        self.backend.regs()
+        match &self.held {
+            Some(guest) => Ok(guest.state.regs()),
+            None => self.backend.regs(),
+        }
     }
 
     fn set_regs(&mut self, regs: &Regs) -> Result<(), BackendError> {
+        self.release()?;
         self.backend.set_regs(regs)
     }
 
     fn system_regs(&mut self) -> Result<SystemRegs, BackendError> {
-        self.backend.system_regs()
+        match &self.held {
+            Some(guest) => Ok(guest.state.sys),
+            None => self.backend.system_regs(),
+        }
     }
 
     fn set_system_regs(&mut self, regs: &SystemRegs) -> Result<(), BackendError> {
+        self.release()?;
         self.backend.set_system_regs(regs)
     }
 
@@ -326,6 +239,23 @@ impl<B: EmulationHost> VcpuBackend for Fallback<B> {
     }
 
     fn kick_handle(&self) -> Box<dyn Kick> {
-        self.backend.kick_handle()
+        Box::new(FallbackKick {
+            kicked: Arc::clone(&self.tools.kicked),
+            backend: self.backend.kick_handle(),
+        })
+    }
+}
+
+/// Ends a stretch in software, and the run of the backend that follows it or is going on: only that is seen outside.
+struct FallbackKick {
+    kicked: Arc<AtomicBool>,
+    backend: Box<dyn Kick>,
+}
+
+impl Kick for FallbackKick {
+    fn kick(&self) {
+        // First the backend's: when the core sees the mark, the backend's next run comes out at once.
+        self.backend.kick();
+        self.kicked.store(true, Ordering::Release);
     }
 }

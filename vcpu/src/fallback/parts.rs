@@ -14,6 +14,26 @@ pub struct Parts {
 }
 
 impl Parts {
+    /// Those of `self` that aren't in `other`.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self {
+            msrs: self.msrs && !other.msrs,
+            fpu: self.fpu && !other.fpu,
+            debug: self.debug && !other.debug,
+        }
+    }
+
+    /// Those of both.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self {
+            msrs: self.msrs || other.msrs,
+            fpu: self.fpu || other.fpu,
+            debug: self.debug || other.debug,
+        }
+    }
+
     /// What `insn` needs besides debug registers, which each instruction may need.
     pub fn of(insn: &Instruction) -> Self {
         use Mnemonic as M;

@@ -24,12 +24,18 @@ impl Replay {
         self.next = 0;
     }
 
+    /// Whether the present instruction was answered nothing.
+    pub fn is_empty(&self) -> bool {
+        self.answers.is_empty()
+    }
+
     /// Takes the answer to the request at which the instruction stopped. `None` says that it faults.
     pub fn answer(&mut self, request: Request, value: Option<u64>) {
         self.answers.push((request, value));
     }
 
     /// Whether the next access is one that was answered before.
+    #[inline]
     pub fn knows_next(&self) -> bool {
         self.next < self.answers.len()
     }

@@ -1,19 +1,67 @@
 //! A KVM vCPU's state in every detail, for the fallback to the instruction core.
 
 use super::caps::KvmKind;
+use super::table_reset::TableReset;
 use super::vcpu::{KvmVcpu, host};
+use super::vm::Irqchip;
+use super::waiting::{self, Apic, Timer};
 use crate::backend::BackendError;
 use crate::emulate::fpu::FpuState;
 use crate::emulate::msr::index;
 use crate::emulate::state::CoreMsrs;
-use crate::emulate::{CpuState, exception};
+use crate::emulate::{CpuState, Request, exception};
 use crate::fallback::{EmulationHost, Parts};
-use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_xsave};
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MAX_CPUID_ENTRIES, Msrs,
+    kvm_guest_debug, kvm_irqchip, kvm_msr_entry, kvm_xsave,
+};
 use kvm_ioctls::VcpuFd;
 use std::io;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use umbra_memslots::PAGE_SIZE;
 
 /// The bit of `kvm_sregs.cr4` that is flipped to make KVM drop translations.
 const CR4_PGE: u64 = 1 << 7;
+/// IA32_TIME_STAMP_COUNTER and IA32_TSC_DEADLINE.
+const TSC: u32 = 0x10;
+const TSC_DEADLINE: u32 = 0x6e0;
+
+/// What a vCPU has for the fallback.
+#[derive(Default)]
+pub(super) struct EmulationSide {
+    /// Controllers and timers that the kernel has.
+    irqchip: Irqchip,
+    /// If KVM has shadows of page tables.
+    table_reset: Option<Arc<TableReset>>,
+    /// It is a pagetable-VM KVM.
+    pagetable: bool,
+    /// The timer of the local APIC when the core took the guest over.
+    timer: Timer,
+    /// What `cpuid` says in the guest, once it was asked for.
+    leaves: Option<CpuId>,
+}
+
+impl EmulationSide {
+    pub fn new(irqchip: Irqchip, table_reset: Option<Arc<TableReset>>) -> Self {
+        Self {
+            irqchip,
+            table_reset,
+            pagetable: KvmKind::detect() == KvmKind::Pagetable,
+            timer: Timer::Off,
+            leaves: None,
+        }
+    }
+}
+
+/// Ports of the 8259s, the 8254 and port 0x61, as KVM has them (`virt/kvm` and `arch/x86/kvm` in the kernel: `i8259.c`,
+/// `i8254.c`).
+const KERNEL_PORTS: [RangeInclusive<u16>; 5] = [0x20..=0x21, 0x40..=0x43, 0x61..=0x61, 0xa0..=0xa1, 0x4d0..=0x4d1];
+/// The I/O APIC, 256 bytes.
+const IOAPIC: u64 = 0xfec0_0000;
+/// IA32_APIC_BASE: enabled, and as x2APIC without a page (SDM vol. 3A 11.12.1).
+const APIC_ENABLED: u64 = 1 << 11;
+const X2APIC: u64 = 1 << 10;
 
 impl EmulationHost for KvmVcpu {
     fn load_parts(&mut self, state: &mut CpuState, parts: Parts) -> Result<(), BackendError> {
@@ -64,7 +112,7 @@ impl EmulationHost for KvmVcpu {
     }
 
     fn cpuid(&mut self, leaf: u32, subleaf: u32) -> Result<[u32; 4], BackendError> {
-        let leaves = match self.leaves.take() {
+        let leaves = match self.emulation.leaves.take() {
             Some(leaves) => leaves,
             None => self
                 .fd()
@@ -72,7 +120,7 @@ impl EmulationHost for KvmVcpu {
                 .map_err(host("KVM_GET_CPUID2"))?,
         };
         let answer = find_leaf(&leaves, leaf, subleaf);
-        self.leaves = Some(leaves);
+        self.emulation.leaves = Some(leaves);
         Ok(answer)
     }
 
@@ -93,7 +141,98 @@ impl EmulationHost for KvmVcpu {
     }
 
     fn leaves_syscalls_half_done(&self) -> bool {
-        KvmKind::detect() == KvmKind::Pagetable
+        self.emulation.pagetable
+    }
+
+    fn emulates_kernel_mode(&self) -> bool {
+        self.emulation.pagetable
+    }
+
+    fn single_step(&mut self, on: bool) -> Result<(), BackendError> {
+        // The kernel notes where the step begins, so registers that wait for the next run go first.
+        self.write_synced_registers()?;
+        let debug = kvm_guest_debug {
+            control: if on {
+                KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP
+            } else {
+                0
+            },
+            ..Default::default()
+        };
+        self.fd().set_guest_debug(&debug).map_err(host("KVM_SET_GUEST_DEBUG"))
+    }
+
+    fn interrupt_waits(&mut self) -> Result<bool, BackendError> {
+        if self.emulation.irqchip == Irqchip::None {
+            return Ok(false);
+        }
+        let apic = self.apic()?;
+        if apic.requested || waiting::has_expired(self.emulation.timer, apic.timer) {
+            return Ok(true);
+        }
+        self.emulation.timer = apic.timer;
+        if apic.timer == Timer::Deadline {
+            // The kernel clears it as the timer's interrupt is requested.
+            let deadline = self.read_msr(TSC_DEADLINE)?.unwrap_or(0);
+            if deadline != 0 && self.read_msr(TSC)?.is_some_and(|now| now >= deadline) {
+                return Ok(true);
+            }
+        }
+        if apic.takes_external && self.external_waits() {
+            return Ok(true);
+        }
+        match waiting::pic(self.emulation.irqchip).filter(|_| apic.takes_external) {
+            Some(chip) => self.pic_asks(chip),
+            None => Ok(false),
+        }
+    }
+
+    fn may_stay_in_software(&mut self) -> Result<bool, BackendError> {
+        let fd = self.fd();
+        let events = fd.get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
+        let exception =
+            events.exception.nr != exception::UD && (events.exception.injected != 0 || events.exception.pending != 0);
+        let nmi = [events.nmi.injected, events.nmi.pending, events.nmi.masked]
+            .iter()
+            .any(|flag| *flag != 0);
+        if exception || nmi || events.interrupt.injected != 0 || events.smi.smm != 0 {
+            return Ok(false);
+        }
+        if self.emulation.irqchip != Irqchip::None {
+            self.emulation.timer = self.apic()?.timer;
+        }
+        Ok(true)
+    }
+
+    fn has_device(&self, request: &Request, state: &CpuState) -> bool {
+        let (apics, others) = match self.emulation.irqchip {
+            Irqchip::Kernel => (true, true),
+            Irqchip::Split { .. } => (true, false),
+            Irqchip::None => (false, false),
+        };
+        match *request {
+            Request::Mmio { gpa, .. } => {
+                let base = state.sys.apic_base;
+                let page = base & APIC_ENABLED != 0 && base & X2APIC == 0 && gpa.get() / PAGE_SIZE == base / PAGE_SIZE;
+                (apics && page) || (others && (IOAPIC..IOAPIC + 0x100).contains(&gpa.get()))
+            }
+            Request::Pio { port, .. } => others && KERNEL_PORTS.iter().any(|ports| ports.contains(&port)),
+            Request::ReadMsr { .. } | Request::WriteMsr { .. } => false,
+        }
+    }
+
+    fn derives_from_tables(&self) -> bool {
+        self.emulation.table_reset.is_some()
+    }
+
+    fn forget_tables(&mut self) -> Result<(), BackendError> {
+        match &self.emulation.table_reset {
+            Some(table_reset) => table_reset.reset().map_err(|source| BackendError::Host {
+                operation: "making KVM forget its page tables",
+                source,
+            }),
+            None => self.flush_translations(),
+        }
     }
 
     fn flush_translations(&mut self) -> Result<(), BackendError> {
@@ -106,6 +245,19 @@ impl EmulationHost for KvmVcpu {
         fd.set_sregs(&sregs).map_err(host("KVM_SET_SREGS"))?;
         self.forget_synced_registers();
         Ok(())
+    }
+}
+
+impl KvmVcpu {
+    fn apic(&self) -> Result<Apic, BackendError> {
+        let state = self.fd().get_lapic().map_err(host("KVM_GET_LAPIC"))?;
+        Ok(Apic::of(&state))
+    }
+
+    fn pic_asks(&self, mut chip: kvm_irqchip) -> Result<bool, BackendError> {
+        let vm = self.memory().fd();
+        vm.get_irqchip(&mut chip).map_err(host("KVM_GET_IRQCHIP"))?;
+        Ok(waiting::pic_asks(&chip))
     }
 }
 

@@ -15,6 +15,7 @@ mod cpuid;
 mod emulation;
 mod error;
 mod exits;
+mod external;
 mod host;
 mod irq;
 #[expect(
@@ -32,10 +33,13 @@ mod registers;
 mod run_page;
 mod slot_mirror;
 mod start_state;
+mod table_reset;
 #[cfg(test)]
 mod tests;
 mod vcpu;
 mod vm;
+#[expect(unsafe_code, reason = "the kernel tells a controller's state in a union")]
+mod waiting;
 
 pub use bus_mirror::KvmBusMirror;
 pub use caps::{Capability, HostCaps, KvmKind};

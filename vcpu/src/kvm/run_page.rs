@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 /// `KVM_RUN`, `_IO(0xae, 0x80)`.
 const KVM_RUN: libc::c_ulong = 0xae80;
+/// `KVM_INTERRUPT`, `_IOW(0xae, 0x86, struct kvm_interrupt)`.
+const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
 
 /// The run page together with the vCPU it belongs to.
 pub(super) struct RunPage {
@@ -123,6 +125,31 @@ impl RunPage {
         // the run page.
         let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_RUN, 0) };
         drop(armed);
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    /// Whether the vCPU would take an interrupt of an 8259 now, as the kernel said at the last exit.
+    pub fn is_ready_for_interrupt(&self) -> bool {
+        load!(self, ready_for_interrupt_injection) != 0
+    }
+
+    /// Whether the kernel is to come out when the vCPU would take one.
+    pub fn set_interrupt_window(&mut self, wanted: bool) {
+        store!(self, u8::from(wanted), request_interrupt_window);
+    }
+
+    /// Gives the vCPU an interrupt of an 8259 that is not in the kernel.
+    ///
+    /// # Errors
+    /// The errno as the kernel gave it; `EEXIST` if it has one already.
+    pub fn interrupt(&mut self, vector: u8) -> io::Result<()> {
+        let interrupt = kvm_bindings::kvm_interrupt { irq: vector.into() };
+        // SAFETY: a KVM vCPU descriptor; the kernel reads one `kvm_interrupt` and keeps no pointer.
+        let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_INTERRUPT, &raw const interrupt) };
         if result == 0 {
             Ok(())
         } else {

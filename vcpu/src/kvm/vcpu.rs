@@ -1,7 +1,9 @@
 //! One KVM vCPU as a [`VcpuBackend`].
 
 use super::caps::KvmKind;
+use super::emulation::EmulationSide;
 use super::exits::{self, Pending};
+use super::external::External;
 use super::kick::{self, KickState, KvmKick};
 use super::memory::VmMemory;
 use super::registers::{regs_from_kvm, regs_to_kvm, system_regs_from_kvm, system_regs_to_kvm};
@@ -9,10 +11,11 @@ use super::run_page::RunPage;
 use crate::backend::{BackendError, Kick, VcpuBackend};
 use crate::exit::{VmEntry, VmExit};
 use crate::regs::{Regs, SystemRegs};
-use kvm_bindings::{CpuId, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS};
+use kvm_bindings::{KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS};
 use kvm_ioctls::VcpuFd;
 use std::io;
 use std::sync::Arc;
+use umbra_devices::IntrSource;
 use umbra_memslots::{Gpa, Gva};
 use vmm_sys_util::errno;
 
@@ -36,8 +39,10 @@ pub struct KvmVcpu {
     bound: i32,
     sync: Sync,
     id: u32,
-    /// What `cpuid` says in the guest, once it was asked for.
-    pub(super) leaves: Option<CpuId>,
+    /// Where interrupts come from that are not the kernel's.
+    external: Option<External>,
+    /// For the fallback to the instruction core.
+    pub(super) emulation: EmulationSide,
     /// Keeps what the guest can reach alive. Declared after `page`: dropped after the vCPU.
     memory: Arc<VmMemory>,
 }
@@ -67,7 +72,8 @@ impl KvmVcpu {
             bound: 0,
             sync,
             id,
-            leaves: None,
+            external: None,
+            emulation: EmulationSide::default(),
             memory,
         }
     }
@@ -80,6 +86,24 @@ impl KvmVcpu {
     /// For state that has its own ioctls.
     pub(super) fn fd(&self) -> &VcpuFd {
         self.page.fd()
+    }
+
+    /// What it shares with the VM.
+    pub(super) fn memory(&self) -> &VmMemory {
+        &self.memory
+    }
+
+    /// Has the kernel take over now what registers wait in the page for the next run.
+    ///
+    /// # Errors
+    /// The host failed.
+    pub(super) fn write_synced_registers(&mut self) -> Result<(), BackendError> {
+        if self.sync.present & SYNC_REGS == 0 {
+            return Ok(());
+        }
+        let regs = self.page.synced_regs();
+        self.page.set_dirty_regs(0);
+        self.page.fd().set_regs(&regs).map_err(host("KVM_SET_REGS"))
     }
 
     /// Registers were changed by ioctl: copies from before are void.
@@ -103,6 +127,19 @@ impl KvmVcpu {
         self.page.set_synced_sregs(sregs);
         self.page.set_dirty_regs(SYNC_REGS | SYNC_SREGS);
         Ok(())
+    }
+
+    /// Takes interrupts from 8259s of ours: with [`super::Irqchip::Split`], for vCPU number 0. An exit when the vCPU can take
+    /// one ([`VmExit::IrqWindowOpen`]) is not seen outside any more.
+    pub fn set_external_interrupts(&mut self, source: Arc<dyn IntrSource>) {
+        let kick = KvmKick(Arc::clone(&self.kick));
+        source.set_waker(Box::new(move || kick.kick()));
+        self.external = Some(External::new(source));
+    }
+
+    /// Whether an interrupt of 8259s of ours waits.
+    pub(super) fn external_waits(&self) -> bool {
+        self.external.as_ref().is_some_and(External::waits)
     }
 
     /// Takes note of a kick without entering the guest. Says whether there was one.
@@ -170,9 +207,18 @@ impl KvmVcpu {
             self.sync.wanted = 0;
         }
         loop {
+            if let Some(external) = self.external.as_mut().filter(|_| !finish_only) {
+                external.offer(&mut self.page).map_err(|source| BackendError::Host {
+                    operation: "KVM_INTERRUPT",
+                    source,
+                })?;
+            }
             match self.page.run(&self.kick, finish_only) {
                 Ok(()) => {
                     if let Some((exit, pending)) = exits::decode(&mut self.page) {
+                        if exit == VmExit::IrqWindowOpen && self.external.is_some() {
+                            continue;
+                        }
                         self.pending = pending;
                         return Ok(exit);
                     }

@@ -3,6 +3,7 @@
 use super::bus_mirror::KvmBusMirror;
 use super::caps::{self, Capability};
 use super::cpuid::Cpu;
+use super::emulation::EmulationSide;
 use super::error::KvmError;
 use super::host::KvmHost;
 use super::irq::{self, GsiRoute, KvmIrqSink};
@@ -11,6 +12,7 @@ use super::msi::KvmMsiSink;
 use super::run_page::RunPage;
 use super::slot_mirror::SlotMirror;
 use super::start_state;
+use super::table_reset::{self, TableReset};
 use super::vcpu::KvmVcpu;
 use kvm_bindings::{
     CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_USER_SPACE_MSR,
@@ -29,7 +31,8 @@ pub enum Irqchip {
     /// PIC, I/O APIC, local APICs and the PIT. `hlt` waits in the kernel.
     #[default]
     Kernel,
-    /// The local APICs only; the lines of I/O APIC and PIC are ours. `hlt` waits in the kernel.
+    /// The local APICs only; the lines of I/O APIC and PIC are ours ([`KvmVm::msi_sink`],
+    /// [`KvmVcpu::set_external_interrupts`]). `hlt` waits in the kernel.
     Split {
         /// Input pins of the I/O APIC that user space models (24 on a PC).
         pins: u32,
@@ -51,6 +54,10 @@ pub struct VmOptions {
     pub identity_map_address: Gpa,
     /// Whether accesses to MSRs that KVM does not know come to us instead of raising #GP in the guest.
     pub exit_on_unknown_msr: bool,
+    /// Whether vCPUs may be wrapped in a [`crate::fallback::Fallback`]. Where KVM has shadows of the guest's page tables,
+    /// that takes one memory slot and the last two frames, see [`KvmVm::slot_limits`]; without it KVM doesn't learn what the
+    /// fallback writes to page tables.
+    pub fallback: bool,
 }
 
 impl Default for VmOptions {
@@ -62,6 +69,7 @@ impl Default for VmOptions {
             tss_address: Gpa::new(0xfffb_d000),
             identity_map_address: Gpa::new(0xfffb_c000),
             exit_on_unknown_msr: false,
+            fallback: true,
         }
     }
 }
@@ -77,6 +85,7 @@ pub struct KvmVm {
     max_vcpus: u32,
     sync_regs: u32,
     tsc_deadline: bool,
+    table_reset: Option<Arc<TableReset>>,
 }
 
 impl KvmVm {
@@ -110,7 +119,7 @@ impl KvmVm {
             operation: "KVM_GET_SUPPORTED_CPUID",
             source,
         })?;
-        Ok(Self {
+        let mut vm = Self {
             run_size: fd.run_size(),
             max_vcpus: Capability::MaxVcpus.probe_vm(&fd),
             sync_regs: host.cap(Capability::SyncRegs),
@@ -119,7 +128,14 @@ impl KvmVm {
             options,
             cpuid,
             private: None,
-        })
+            table_reset: None,
+        };
+        if options.fallback && caps::second_level_paging() != Some(true) {
+            // The last slot may be the VMM's own memory.
+            let slot = u32::from(vm.all_slots()).saturating_sub(2);
+            vm.table_reset = Some(Arc::new(TableReset::new(Arc::clone(&vm.memory), slot, vm.max_gfn())));
+        }
+        Ok(vm)
     }
 
     /// What it was made with.
@@ -130,8 +146,14 @@ impl KvmVm {
     /// What this VM accepts as memory slots, for [`umbra_memslots::SlotTable::new`].
     pub fn slot_limits(&self) -> SlotLimits {
         let fd = self.memory.fd();
+        let own_slots = match (&self.table_reset, self.private) {
+            (Some(_), _) => 2,
+            (None, Some(_)) => 1,
+            (None, None) => 0,
+        };
+        let own_frames = self.table_reset.as_ref().map_or(0, |_| table_reset::FRAMES);
         SlotLimits {
-            max_slots: self.all_slots() - u16::from(self.private.is_some()),
+            max_slots: self.all_slots().saturating_sub(own_slots),
             address_spaces: u8::try_from(Capability::AddressSpaces.probe_vm(fd))
                 .unwrap_or(u8::MAX)
                 .max(1),
@@ -139,7 +161,7 @@ impl KvmVm {
             guest_memfd: Capability::GuestMemfd.probe_vm(fd) != 0,
             max_gfn: match self.private {
                 Some(at) => Gfn::from_masked(at.gfn().get().saturating_sub(1)),
-                None => self.max_gfn(),
+                None => Gfn::from_masked(self.max_gfn().get().saturating_sub(own_frames)),
             },
             ..SlotLimits::X86_64
         }
@@ -225,7 +247,9 @@ impl KvmVm {
             operation: "mapping kvm_run",
             source,
         })?;
-        Ok(KvmVcpu::new(page, Arc::clone(&self.memory), id, self.sync_regs.into()))
+        let mut vcpu = KvmVcpu::new(page, Arc::clone(&self.memory), id, self.sync_regs.into());
+        vcpu.emulation = EmulationSide::new(self.options.irqchip, self.table_reset.clone());
+        Ok(vcpu)
     }
 
     /// What makes a slot table's changes in this VM too: an observer for [`umbra_memslots::SlotTable::add_observer`].

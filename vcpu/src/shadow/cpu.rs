@@ -5,7 +5,6 @@
 //! to guest page tables, exceptions, everything above CPL 3) is reported as [`VmExit::EmulationFailure`], for a
 //! [`Fallback`](crate::fallback::Fallback) to execute on the guest's own tables and descriptors.
 
-use super::counts::ShadowCounts;
 use super::frames::SlotFrames;
 use super::layout::is_monitors;
 use super::native::{NativeCpu, NativeExit};
@@ -18,6 +17,7 @@ use crate::exit::{InsnBytes, VmEntry, VmExit};
 use crate::fallback::{EmulationHost, NotKnown, Parts, describe};
 use crate::paging;
 use crate::regs::{Regs, SystemRegs};
+use crate::shadow_counts::ShadowCounts;
 use std::sync::Arc;
 use umbra_memslots::{AddressSpaceId, Gfn, GfnRange, Gpa, Gva, SlotReader};
 use umbra_mmu::NoObserver;

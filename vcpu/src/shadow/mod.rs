@@ -10,7 +10,6 @@
     reason = "counts of tables, and offsets within a mapping of this process"
 )]
 mod arena;
-pub mod counts;
 pub mod cpu;
 pub mod follower;
 pub mod frames;
@@ -22,8 +21,8 @@ pub mod tables;
 pub mod tlb;
 pub mod vm;
 
+pub use crate::shadow_counts::{ShadowCounts, ShadowRun};
 pub use arena::{ArenaError, MAX_TABLES};
-pub use counts::{ShadowCounts, ShadowRun};
 pub use cpu::ShadowCpu;
 pub use follower::ShadowFollower;
 pub use frames::SlotFrames;

@@ -75,6 +75,8 @@ impl ShadowVm {
     /// [`ShadowVmError`].
     pub fn new(host: &KvmHost, options: ShadowOptions) -> Result<Self, ShadowVmError> {
         let vm_options = VmOptions {
+            // What the core executes is told to our tables, and its own fallback is not KVM's.
+            fallback: false,
             irqchip: Irqchip::None,
             ..VmOptions::default()
         };

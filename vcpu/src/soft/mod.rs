@@ -6,10 +6,10 @@
 //! instruction is begun anew when the answer is known.
 //!
 //! Read in this order: [`vm`] (what vCPUs share), `gate` (how they wait for each other's TLBs), `cpuid`, `raw` and `host`
-//! (guest RAM by host address), `tlb`, `walker` (what happens on a miss), `code` and `blocks` (the cache of decoded code),
-//! `fast` (the commonest instructions, made ready to run), `run` (executing both), `world` and `platform` (what the core
-//! sees of it all), `pvclock`, `signals` (what other threads tell it), `turn` (if it takes turns with others on one thread),
-//! [`vcpu`].
+//! (guest RAM by host address), `tlb`, `walker` (what happens on a miss), `recognition` and `counts` (what is told of it),
+//! `code` and `blocks` (the cache of decoded code), `fast` (the commonest instructions, made ready to run), `run` (executing
+//! both), `world` and `platform` (what the core sees of it all), `pvclock`, `signals` (what other threads tell it), `turn`
+//! (if it takes turns with others on one thread), [`vcpu`].
 //!
 //! Each vCPU may have a thread of its own, or all take turns on one ([`crate::turns`]), with counted instructions for their
 //! time. Locked instructions are atomic for all of them, and an access has the order
@@ -20,6 +20,7 @@
 mod apic;
 mod blocks;
 mod code;
+mod counts;
 mod cpuid;
 #[expect(
     clippy::cast_possible_wrap,
@@ -35,6 +36,7 @@ mod platform;
 mod pvclock;
 #[expect(unsafe_code, reason = "guest RAM is reached by host address")]
 mod raw;
+mod recognition;
 mod run;
 mod signals;
 mod startup;
@@ -50,5 +52,7 @@ pub mod vm;
 mod walker;
 mod world;
 
+pub use counts::{SoftCounts, SoftRun};
+pub use recognition::RecognitionTimes;
 pub use vcpu::SoftVcpu;
 pub use vm::{SoftError, SoftOptions, SoftVm};

@@ -6,7 +6,7 @@ use super::fast::{Go, Op, settle_flags};
 use super::vcpu::SoftVcpu;
 use super::world::World;
 use crate::emulate::state::CodeSize;
-use crate::emulate::{Cpu, CpuState, Step, flags};
+use crate::emulate::{Cpu, CpuState, Decoded, Step, flags};
 use umbra_memslots::PAGE_SIZE;
 
 /// Instructions that are executed by fast ops before there is a look at what others want.
@@ -140,7 +140,7 @@ impl SoftVcpu {
         let mut step = Step::Repeat;
         for (op, instruction) in block.ops.iter().zip(&block.instructions).take(count) {
             cpu.env.now = *executed;
-            step = cpu.execute_decoded(instruction);
+            step = execute(cpu, instruction);
             *executed += 1;
             let goes_on = step == (Step::Done { trap: false }) && cpu.state.rip == at(start, op.end(), size);
             if !goes_on || cpu.env.moved || Mode::of(&cpu.state) != mode {
@@ -237,7 +237,7 @@ fn run_on<'a>(
         // It is counted already.
         cpu.env.now = *executed - 1;
         let step = match block.instructions.get(index) {
-            Some(instruction) => cpu.execute_decoded(instruction),
+            Some(instruction) => execute(cpu, instruction),
             None => cpu.step(),
         };
         let plain = step == (Step::Done { trap: false }) && !cpu.env.moved;
@@ -255,6 +255,15 @@ fn run_on<'a>(
         cpu.state.rip = start;
         went = Op::run_all(cpu, &ops[count..]);
     }
+}
+
+/// Has the instruction core execute an instruction. One that waits for an answer is counted when it has it.
+fn execute(cpu: &mut Cpu<World>, instruction: &Decoded<World>) -> Step {
+    let step = cpu.execute_decoded(instruction);
+    if !matches!(step, Step::Pending(_)) {
+        cpu.env.counts.core(instruction.instruction().mnemonic());
+    }
+    step
 }
 
 /// Bytes from RIP to the end of the code segment.

@@ -3,6 +3,7 @@
 use super::apic::OwnApic;
 use super::blocks::{Blocks, MAX_INSTRUCTIONS};
 use super::code::Changed;
+use super::counts::SoftCounts;
 use super::signals::Signals;
 use super::startup;
 use super::turn::Turn;
@@ -14,6 +15,7 @@ use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Sto
 use crate::exit::{VmEntry, VmExit};
 use crate::paging;
 use crate::regs::{Regs, SystemRegs};
+use crate::shadow_counts::ShadowCounts;
 use crate::turns::Delivered;
 use std::sync::Arc;
 use umbra_devices::IntrSource;
@@ -49,6 +51,7 @@ pub struct SoftVcpu {
     until: u64,
     /// From when on a whole block may be too much.
     pub(super) soon: u64,
+    shadow: ShadowCounts,
 }
 
 /// How far a vCPU came.
@@ -82,6 +85,7 @@ impl SoftVcpu {
             executed: 0,
             until: u64::MAX,
             soon: u64::MAX,
+            shadow: ShadowCounts::default(),
         }
     }
 
@@ -126,6 +130,7 @@ impl SoftVcpu {
         self.cpu.env.leave();
         self.cpu.env.now = self.executed;
         self.cpu.env.keep_clock();
+        self.publish();
         exit
     }
 
@@ -173,6 +178,34 @@ impl SoftVcpu {
                 }
             }
         }
+    }
+
+    /// Tells what was counted.
+    fn publish(&self) {
+        self.cpu.env.counts.publish(self.executed);
+        let walker = &self.cpu.env.walker;
+        self.shadow.update(|run| {
+            run.mmu = *walker.stats();
+            run.searches = walker.devices.searches;
+            run.times = walker.devices.times;
+        });
+        let mmio = matches!(self.asked, Some((Request::Mmio { .. }, _)));
+        self.shadow.set_recognised(mmio && walker.devices.is_mmio);
+    }
+
+    /// What it executes, and what of it the instruction core; stays current.
+    pub fn counts(&self) -> SoftCounts {
+        self.cpu.env.counts.clone()
+    }
+
+    /// What the shadow MMU does for it, and which exits it has recognised as MMIO; stays current.
+    pub fn shadow_counts(&self) -> ShadowCounts {
+        self.shadow.clone()
+    }
+
+    /// Takes the time of each access to a device: two readings of the clock.
+    pub fn time_devices(&mut self) {
+        self.cpu.env.walker.devices.take_time();
     }
 
     /// Forgets what others made void.
@@ -318,6 +351,7 @@ impl SoftVcpu {
             Step::Fault(fault) => self.raise(fault),
             Step::Unsupported(mnemonic) => {
                 tracing::debug!(?mnemonic, rip = self.cpu.state.rip, "not implemented: #UD");
+                self.cpu.env.counts.undefined(mnemonic);
                 self.raise(Exception::UD)
             }
             Step::Halt if self.interrupts.is_some() => {

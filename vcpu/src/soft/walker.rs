@@ -1,6 +1,7 @@
 //! The paging unit: walks the shadow tables as hardware does, and takes the faults to the shadow MMU.
 
 use super::gate::{Alone, Gates, Pass};
+use super::recognition::Recognition;
 use super::tlb::Tlb;
 use super::vm::Shared;
 use crate::backend::ShadowTables;
@@ -49,6 +50,8 @@ pub(super) struct Walker {
     flushes: u64,
     /// `flushes` when the root was asked for, while the registers are the same.
     rooted: Option<u64>,
+    /// Accesses to devices.
+    pub devices: Recognition,
 }
 
 impl Walker {
@@ -65,6 +68,7 @@ impl Walker {
             pass,
             flushes: 0,
             rooted: None,
+            devices: Recognition::default(),
         }
     }
 
@@ -204,11 +208,20 @@ impl Walker {
             };
             let mut fault = ShadowFault::from_code(at, PageFaultCode::new(code));
             fault.access = described(access);
+            let began = self.devices.begin();
             match self.fault(tlb, fault) {
                 FaultOutcome::Fixed | FaultOutcome::Spurious => {}
                 FaultOutcome::Retry => self.rooted = None,
-                FaultOutcome::Emulate(mmio) => return Ok(Target::Device(mmio.gpa)),
-                FaultOutcome::ReadOnlyWrite(gpa, _) => return Ok(Target::Device(gpa)),
+                FaultOutcome::Emulate(mmio) => {
+                    self.devices.recognised(mmio.source, began);
+                    self.devices.note(at, access, mmio.gpa);
+                    return Ok(Target::Device(mmio.gpa));
+                }
+                FaultOutcome::ReadOnlyWrite(gpa, _) => {
+                    self.devices.is_mmio = false;
+                    self.devices.note(at, access, gpa);
+                    return Ok(Target::Device(gpa));
+                }
                 FaultOutcome::WriteTracked(gpa) => return Ok(Target::Table(gpa)),
                 FaultOutcome::Inject(fault) => {
                     return Err(Exception::page_fault(fault.code.raw(), fault.gva).into());

@@ -3,6 +3,7 @@
 
 use super::apic::OwnApic;
 use super::code::{Changed, Seen};
+use super::counts::SoftCounts;
 use super::fast::flags::Lazy;
 use super::host::Place;
 use super::tlb::Tlb;
@@ -26,8 +27,8 @@ pub(super) struct World {
     /// Fast ops may use XMM registers.
     pub vectors: bool,
     pub replay: Replay,
-    /// The page with which the last access met a device: of the access, and of the device.
-    met: Option<(Gva, Access, Gpa)>,
+    /// What it executes.
+    pub counts: SoftCounts,
     pub shared: Arc<Shared>,
     /// Address translation has changed: a block that is being executed may lie elsewhere now.
     pub moved: bool,
@@ -65,7 +66,7 @@ impl World {
             lazy: Lazy::default(),
             vectors: false,
             replay: Replay::default(),
-            met: None,
+            counts: SoftCounts::default(),
             shared,
             moved: false,
             slots,
@@ -134,17 +135,13 @@ impl World {
     }
 
     fn translate(&mut self, at: Gva, access: Access) -> Result<Target, Stop> {
-        // An access that was answered is not looked for again: it went where it went.
+        // The device that has answered is not looked for again.
         if self.replay.knows_next()
-            && let Some((page, of, device)) = self.met
-            && (page, of) == (at.page_base(), access)
+            && let Some(gpa) = self.walker.devices.again(at, access)
         {
-            return Ok(Target::Device(device.wrapping_add(at.page_offset())));
+            return Ok(Target::Device(gpa));
         }
         let target = self.walker.translate(&mut self.tlb, at, access)?;
-        if let Target::Device(gpa) = target {
-            self.met = Some((at.page_base(), access, gpa.gfn().base()));
-        }
         if let Target::Ram(gpa) = target
             && !(access.kind == AccessKind::Write && self.shared.code.contains(gpa.gfn()))
         {

@@ -9,11 +9,12 @@ use crate::boot::{self, BootError, BootRequest, BootState, Image, KernelProblem}
 use crate::builtin::measure;
 use crate::builtin::plan::{self, Answers};
 use crate::builtin::program::{self, Privilege};
-use crate::builtin::summary::Summary;
+use crate::builtin::summary::{NsEach, Summary};
 use crate::cli::BuiltinArgs;
 use crate::config::{BackendChoice, ConfigError, MachineConfig, Settings};
 use crate::exit_status::ExitStatus;
 use crate::layout::MemoryLayout;
+use crate::machine::choice::GuestKind;
 use crate::machine::ending::Ending;
 use crate::machine::{Machine, Purpose};
 use crate::size::ByteSize;
@@ -30,7 +31,7 @@ pub(super) fn run(args: BuiltinArgs) -> Result<Outcome, Failure> {
     let user_mode = args.user_mode;
     let config = machine_config(&args.into_settings())?;
     start_logging(&config)?;
-    let host = choose(&config)?;
+    let (host, notice) = choose(&config, GuestKind::Builtin)?;
     let signals = signals()?;
     let image = image(&config, user_mode)?;
     let view = watching::open(&config)?;
@@ -44,6 +45,7 @@ pub(super) fn run(args: BuiltinArgs) -> Result<Outcome, Failure> {
         test_devices: true,
         timed: true,
         console: watching::console(view.as_ref()),
+        notice,
     };
     let asked_for = config.clone();
     let mut machine = Machine::start(&host, &config, &purpose, move |report| {
@@ -69,7 +71,10 @@ pub(super) fn run(args: BuiltinArgs) -> Result<Outcome, Failure> {
     let summary = Summary {
         backend: host.name(),
         report: &stopped.report,
-        ns_each: measure::ns_each(&stopped.mmu, stopped.ram.reader()),
+        ns_each: match NsEach::of_run(&stopped.report.stats.mmio) {
+            Some(taken) => taken,
+            None => measure::ns_each(&stopped.mmu, stopped.ram.reader()),
+        },
         answers: Answers::from_bytes(bytes),
         generations: (generation.get(), stopped.ram.snapshot().generation().get()),
         mmio_cache: config.mmio_cache,

@@ -12,6 +12,7 @@ use crate::cli::DumpArgs;
 use crate::config::{self, MachineConfig, RunConfig, Settings};
 use crate::exit_status::ExitStatus;
 use crate::layout::MemoryLayout;
+use crate::machine::choice::GuestKind;
 use crate::machine::ending::Ending;
 use crate::machine::{Console, Machine, Purpose};
 use crate::mmu_dump::view::View;
@@ -38,6 +39,13 @@ impl Guest {
         let config = RunConfig::new(settings, file)?;
         check_files(&config)?;
         Ok(Self::Kernel(Box::new(config)))
+    }
+
+    fn kind(&self) -> GuestKind {
+        match self {
+            Self::Kernel(_) => GuestKind::Kernel,
+            Self::Builtin(..) => GuestKind::Builtin,
+        }
     }
 
     fn machine(&self) -> &MachineConfig {
@@ -75,7 +83,7 @@ pub(super) fn run(args: DumpArgs) -> Result<Outcome, Failure> {
     // Before the guest runs: a mistyped path shouldn't cost what was to be seen.
     let drawing = args.svg.as_deref().map(Drawing::create).transpose()?;
     let view = watching::open(config)?;
-    let host = choose(config)?;
+    let (host, notice) = choose(config, guest.kind())?;
     let signals = signals()?;
     let load = |memory: &_, layout: &_, platform: Option<&_>| guest.load(memory, layout, platform);
     let purpose = Purpose {
@@ -86,6 +94,7 @@ pub(super) fn run(args: DumpArgs) -> Result<Outcome, Failure> {
             Some(view) => Console::Pane(view.pane().clone()),
             None => Console::To(rustix::stdio::stderr()),
         },
+        notice,
     };
     let asked_for = config.clone();
     let mut machine = Machine::start(&host, config, &purpose, move |report| {

@@ -10,6 +10,7 @@ use crate::exit_status::ExitStatus;
 use crate::layout::MemoryLayout;
 use crate::live::LiveView;
 use crate::logging;
+use crate::machine::choice::GuestKind;
 use crate::machine::ending::Ending;
 use crate::machine::engine::Host;
 use crate::machine::turns::Turns;
@@ -29,12 +30,12 @@ pub(super) fn run(args: RunArgs) -> Result<Outcome, Failure> {
     let config = RunConfig::new(args.settings, file)?;
     start_logging(&config.machine)?;
     check_files(&config)?;
-    let host = choose(&config.machine)?;
+    let (host, mut notice) = choose(&config.machine, GuestKind::Kernel)?;
     let signals = signals()?;
     let view = watching::open(&config.machine)?;
     let mut total: Option<RunReport> = None;
     loop {
-        let (ending, report) = one_life(&config, &host, &signals, view.as_ref())?;
+        let (ending, report) = one_life(&config, &host, notice.take(), &signals, view.as_ref())?;
         let report = match total.take() {
             Some(total) => total.after_reset(&report),
             None => report,
@@ -55,6 +56,7 @@ pub(super) fn run(args: RunArgs) -> Result<Outcome, Failure> {
 fn one_life(
     config: &RunConfig,
     host: &Host,
+    notice: Option<String>,
     signals: &Signals,
     view: Option<&LiveView>,
 ) -> Result<(Ending, RunReport), Failure> {
@@ -64,6 +66,7 @@ fn one_life(
         test_devices: false,
         timed: config.machine.stats.is_some() || config.machine.watch,
         console: watching::console(view),
+        notice,
     };
     let asked_for = config.machine.clone();
     let mut machine = Machine::start(host, &config.machine, &purpose, move |report| {
@@ -106,16 +109,14 @@ pub(super) fn check_files(config: &RunConfig) -> Result<(), BootError> {
     Ok(())
 }
 
-/// What executes the guest; says so if it isn't KVM and nobody asked for that.
-pub(super) fn choose(config: &MachineConfig) -> Result<Host, Failure> {
-    let host = Host::choose(config)?;
-    if let Some(notice) = host.notice() {
-        say(format_args!("vmm: {notice}\n"));
-    }
-    Ok(match &config.deterministic {
+/// What executes the guest, and a line that says so if the user didn't.
+pub(super) fn choose(config: &MachineConfig, guest: GuestKind) -> Result<(Host, Option<String>), Failure> {
+    let (host, choice) = Host::choose(config, guest)?;
+    let host = match &config.deterministic {
         Some(deterministic) => host.in_turns(Turns::open(deterministic)?),
         None => host,
-    })
+    };
+    Ok((host, choice.map(|choice| choice.to_string())))
 }
 
 /// Writes out what is left of a deterministic run's trace.

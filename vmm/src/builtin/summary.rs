@@ -5,6 +5,7 @@ use crate::report::RunReport;
 use crate::report::text::grouped;
 use crate::style::Style;
 use std::fmt::Write;
+use umbra_vcpu::stats::MmioStats;
 
 /// Cells of the longest bar.
 const BAR: usize = 28;
@@ -35,6 +36,20 @@ pub struct NsEach {
     pub spte: Option<u64>,
     /// By search.
     pub search: Option<u64>,
+}
+
+impl NsEach {
+    /// What was taken during the run, on shadow tables; `None` where nobody took it.
+    pub fn of_run(mmio: &MmioStats) -> Option<Self> {
+        let each = |ns: u64, count: u64| (count > 0 && ns > 0).then(|| ns / count);
+        let times = &mmio.times;
+        let taken = times.cache_ns + times.spte_ns + times.search_ns > 0;
+        taken.then(|| Self {
+            cache: each(times.cache_ns, mmio.cache_hits),
+            spte: each(times.spte_ns, mmio.spte_hits),
+            search: each(times.search_ns, mmio.searches),
+        })
+    }
 }
 
 impl Summary<'_> {
@@ -184,7 +199,7 @@ fn bar(part: u64, whole: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use umbra_vcpu::stats::{MmioStats, VcpuStats};
+    use umbra_vcpu::stats::VcpuStats;
 
     fn render(report: &RunReport, answers: Answers) -> String {
         let summary = Summary {

@@ -42,7 +42,7 @@ pub struct Settings {
     pub no_reboot: Option<bool>,
 
     /// What executes the guest: kvm, soft (a CPU in software), shadow (user mode on KVM with our page tables, the rest in
-    /// software), or auto: kvm if it is usable, else soft [default: auto]
+    /// software), or auto: kvm if it can run this guest, else soft, and why [default: auto]
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     pub backend: Option<BackendChoice>,
 
@@ -50,7 +50,7 @@ pub struct Settings {
     #[arg(long, value_name = "PATH", help_heading = "Machine")]
     pub kvm_device: Option<PathBuf>,
 
-    /// Interrupt controllers: kernel (all in KVM) or split (local APICs in KVM, the I/O APIC here) [default: kernel]
+    /// Interrupt controllers: kernel (all in KVM) or split (local APICs in KVM, I/O APIC, 8259s and 8254 here) [default: kernel]
     #[arg(long, value_name = "WHERE", help_heading = "Machine")]
     pub irqchip: Option<IrqchipChoice>,
 
@@ -217,7 +217,7 @@ words! {
         /// PIC, I/O APIC and local APICs in KVM.
         #[default]
         Kernel = "kernel",
-        /// Only the local APICs in KVM, the I/O APIC here.
+        /// Only the local APICs in KVM, the I/O APIC, the 8259s and the 8254 here.
         Split = "split",
     }
 }

@@ -1,5 +1,6 @@
 //! What the host has, as data. Nothing here is an error: what can't be read is absent.
 
+use crate::machine::choice::{self, Choice, GuestKind};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,10 +14,21 @@ pub struct Facts {
     pub host: Host,
     /// What KVM can do, or why it can't be used.
     pub kvm: Kvm,
+    /// What runs a guest if the user doesn't say (`--backend auto`).
+    pub auto: Auto,
     /// Parameters of the kvm modules, by `module.parameter`.
     pub parameters: BTreeMap<String, String>,
     /// Huge pages.
     pub huge_pages: HugePages,
+}
+
+/// What `--backend auto` takes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Auto {
+    /// For `vmm run`.
+    pub kernel: Choice,
+    /// For the built-in guest.
+    pub builtin: Choice,
 }
 
 /// The machine and its kernel.
@@ -106,6 +118,23 @@ impl Kvm {
     }
 }
 
+impl Auto {
+    /// What is taken where KVM is like this.
+    pub fn with(kvm: &Kvm) -> Self {
+        let choose = |guest| {
+            let kind = match kvm {
+                Kvm::Unusable { unusable } => Err(unusable.clone()),
+                Kvm::Usable(kvm) => kvm.trial_failure.clone().map_or(Ok(kvm.kind), Err),
+            };
+            choice::choose(kind, guest, None)
+        };
+        Self {
+            kernel: choose(GuestKind::Kernel),
+            builtin: choose(GuestKind::Builtin),
+        }
+    }
+}
+
 impl Usable {
     /// The value of one capability.
     pub fn capability(&self, capability: Capability) -> u32 {
@@ -118,9 +147,11 @@ impl Usable {
 
 /// Looks at the host.
 pub fn gather(kvm_device: &Path) -> Facts {
+    let kvm = kvm(kvm_device);
     Facts {
         host: host(),
-        kvm: kvm(kvm_device),
+        auto: Auto::with(&kvm),
+        kvm,
         parameters: parameters(),
         huge_pages: huge_pages(),
     }
@@ -286,5 +317,6 @@ mod tests {
         assert!(!facts.kvm.usable());
         let json = serde_json::to_value(&facts).unwrap();
         assert!(json["kvm"]["unusable"].as_str().unwrap().contains("does not exist"));
+        assert_eq!(json["auto"]["kernel"]["backend"], "soft");
     }
 }

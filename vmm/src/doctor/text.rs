@@ -24,6 +24,8 @@ pub fn render(facts: &Facts, style: Style) -> String {
         row("Shadow tables", &style.dim(SHADOW_TABLES));
     }
     row("Software CPU", &style.dim(SOFTWARE_CPU));
+    row("A kernel", &facts.auto.kernel.to_string());
+    row("Built-in guest", &facts.auto.builtin.to_string());
     row("Host", &host(facts));
     row("CPU features", &features(facts, style));
     if let Some((value, means)) = mmio_caching(facts) {
@@ -194,10 +196,13 @@ mod tests {
             capabilities: vec![],
         }));
         assert!(!facts.kvm.usable());
+        facts.auto = facts::Auto::with(&facts.kvm);
         let text = render(&facts, Style::Plain);
         assert!(
             text.contains("unusable: /dev/kvm: AMD SVM, but KVM_CREATE_VM failed"),
             "{text}"
         );
+        let runs = "the guest runs on the software CPU: KVM_CREATE_VM failed: out of memory";
+        assert_eq!(text.matches(runs).count(), 2, "a kernel and the built-in guest: {text}");
     }
 }

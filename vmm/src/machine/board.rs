@@ -1,6 +1,6 @@
 //! The devices of a machine and where they answer.
 
-use super::chipset::Chipset;
+use super::chipset::Legacy;
 use crate::builtin::plan;
 use crate::layout::{HOLE_START, IOAPIC_BASE, MemoryLayout};
 use std::io::Write;
@@ -113,10 +113,10 @@ impl Board {
     ///
     /// # Errors
     /// [`BoardError::Ports`].
-    pub fn add_legacy(&self, chipset: &Chipset) -> Result<(), BoardError> {
-        chipset.pic.claim(&self.ports)?;
-        chipset.pit.claim(&self.ports)?;
-        chipset.fpu_errors.claim(&self.ports)?;
+    pub fn add_legacy(&self, legacy: &Legacy) -> Result<(), BoardError> {
+        legacy.pic.claim(&self.ports)?;
+        legacy.pit.claim(&self.ports)?;
+        legacy.fpu_errors.claim(&self.ports)?;
         Ok(())
     }
 

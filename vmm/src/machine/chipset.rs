@@ -1,5 +1,5 @@
-//! A PC's interrupt controllers and timers, for a machine that has none in KVM. The time is kept by a thread, or by those
-//! who give out the turns of counted time.
+//! A PC's interrupt controllers and timers, for a machine that has none in KVM, or only local APICs. The time is kept by a
+//! thread, or by those who give out the turns of counted time.
 
 use super::turns::Life;
 use std::io;
@@ -17,21 +17,28 @@ use umbra_devices::{Clock, Device, HostClock, IoOp, IoSize};
 /// The I/O APIC's input for the timer, whose interrupt is number 0 everywhere else.
 const PIT_INPUT: u32 = 2;
 
-/// The controllers and timers, with the thread that keeps the time, if there is one.
-pub struct Chipset {
-    /// The 8259s, wired to the first CPU's LINT0.
+/// The 8259s and the timer, with the thread that keeps the time, if there is one: what a machine needs whose KVM has only
+/// local APICs.
+pub struct Legacy {
+    /// The 8259s, to be wired to the first CPU's LINT0.
     pub pic: Arc<PicPair>,
     /// The timer.
     pub pit: Arc<Pit>,
-    /// Where the first CPU's x87 errors go while CR0.NE is clear.
+    /// Where the first CPU's x87 errors go while CR0.NE is clear. KVM reports none.
     pub fpu_errors: Arc<FpuErrorLogic>,
+    /// Where devices' lines end: here and at the I/O APIC.
+    pub sink: Arc<dyn IrqSink>,
+    keeper: Option<Keeper>,
+}
+
+/// All controllers and timers of a machine that has none in KVM.
+pub struct Chipset {
+    /// The old ones.
+    pub legacy: Legacy,
     /// The I/O APIC.
     pub ioapic: Arc<IoApic>,
     /// The CPUs' local APICs.
     pub apics: Arc<ApicBus>,
-    /// Where devices' lines end.
-    pub sink: Arc<dyn IrqSink>,
-    _keeper: Option<Keeper>,
 }
 
 /// The thread that keeps the time, until this goes.
@@ -60,13 +67,10 @@ impl Chipset {
     /// # Errors
     /// The host has no thread left.
     pub fn new(cpus: u32, tsc_hz: u64) -> io::Result<Self> {
-        let chipset = Self::wired(cpus, tsc_hz, Arc::new(HostClock::new()));
-        let keeper = Keeper::start(&chipset.pit, &chipset.apics)?;
-        // What was set before there was somebody to wake is seen by the first tick.
-        Ok(Self {
-            _keeper: Some(keeper),
-            ..chipset
-        })
+        let mut chipset = Self::wired(cpus, tsc_hz, Arc::new(HostClock::new()));
+        let keeper = Keeper::start(&chipset.legacy.pit, Some(&chipset.apics))?;
+        chipset.legacy.keeper = Some(keeper);
+        Ok(chipset)
     }
 
     /// The same for CPUs that take turns, by the time of theirs.
@@ -76,7 +80,7 @@ impl Chipset {
             let bell = life.bell.clone();
             Box::new(move || bell.alarm_is_set())
         };
-        chipset.pit.set_waker(waker());
+        chipset.legacy.pit.set_waker(waker());
         chipset.apics.set_waker(waker());
         chipset
     }
@@ -86,13 +90,30 @@ impl Chipset {
         let ioapic = Arc::new(IoApic::new(Arc::clone(&apics) as Arc<dyn MsiSink>));
         let listener: Arc<dyn EoiListener> = Arc::clone(&ioapic) as _;
         apics.set_listener(Arc::downgrade(&listener));
-        let pic = Arc::new(masked_pic());
+        let legacy = Legacy::wired(&ioapic, clock);
         if let Some(first) = apics.apic(0) {
-            first.set_external(Arc::clone(&pic) as _);
+            first.set_external(Arc::clone(&legacy.pic) as _);
         }
+        Self { legacy, ioapic, apics }
+    }
+}
+
+impl Legacy {
+    /// Wires them beside an I/O APIC of ours and starts the thread.
+    ///
+    /// # Errors
+    /// The host has no thread left.
+    pub fn new(ioapic: &Arc<IoApic>) -> io::Result<Self> {
+        let mut legacy = Self::wired(ioapic, Arc::new(HostClock::new()));
+        legacy.keeper = Some(Keeper::start(&legacy.pit, None)?);
+        Ok(legacy)
+    }
+
+    fn wired(ioapic: &Arc<IoApic>, clock: Arc<dyn Clock>) -> Self {
+        let pic = Arc::new(masked_pic());
         let sink: Arc<dyn IrqSink> = Arc::new(Both {
             pic: Arc::clone(&pic),
-            ioapic: Arc::clone(&ioapic),
+            ioapic: Arc::clone(ioapic),
         });
         // Nobody else has a line to the timer's input, or that of x87 errors.
         let pins = IrqPins::new(Arc::clone(&sink));
@@ -102,22 +123,21 @@ impl Chipset {
             pic,
             pit,
             fpu_errors,
-            ioapic,
-            apics,
             sink,
-            _keeper: None,
+            keeper: None,
         }
     }
 }
 
 impl Keeper {
-    fn start(pit: &Arc<Pit>, apics: &Arc<ApicBus>) -> io::Result<Self> {
+    fn start(pit: &Arc<Pit>, apics: Option<&Arc<ApicBus>>) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = thread::Builder::new().name("timers".to_owned()).spawn({
-            let (pit, apics, stop) = (Arc::clone(pit), Arc::clone(apics), Arc::clone(&stop));
+            let (pit, apics, stop) = (Arc::clone(pit), apics.cloned(), Arc::clone(&stop));
             move || {
                 while !stop.load(Ordering::Acquire) {
-                    match pit.tick().into_iter().chain(apics.tick()).min() {
+                    let apics_wait = apics.as_ref().and_then(|apics| apics.tick());
+                    match pit.tick().into_iter().chain(apics_wait).min() {
                         Some(wait) => thread::park_timeout(wait),
                         None => thread::park(),
                     }
@@ -129,7 +149,10 @@ impl Keeper {
             let waker = waker.clone();
             move || waker.unpark()
         }));
-        apics.set_waker(Box::new(move || waker.unpark()));
+        if let Some(apics) = apics {
+            apics.set_waker(Box::new(move || waker.unpark()));
+        }
+        // What was set before there was somebody to wake is seen by the first tick.
         Ok(Self {
             stop,
             thread: Some(thread),
@@ -166,8 +189,8 @@ mod tests {
     fn x87_error_is_interrupt_13_until_port_f0_is_written() {
         let chipset = Chipset::new(1, 1_000_000_000).unwrap();
         let ports = Bus::<Port>::new();
-        chipset.pic.claim(&ports).unwrap();
-        chipset.fpu_errors.claim(&ports).unwrap();
+        chipset.legacy.pic.claim(&ports).unwrap();
+        chipset.legacy.fpu_errors.claim(&ports).unwrap();
         let mut cursor = ports.cursor();
         let mut write = |port, byte| cursor.write(Port::new(port), IoSize::B1, byte);
         for (first, vectors, cascade) in [(0x20, 0x20, 4), (0xa0, 0x28, 2)] {
@@ -176,10 +199,10 @@ mod tests {
                 write(first + 1, byte);
             }
         }
-        assert!(!chipset.fpu_errors.set_error(true));
-        assert!(chipset.pic.is_pending());
-        assert_eq!(chipset.pic.acknowledge(), 0x2d);
+        assert!(!chipset.legacy.fpu_errors.set_error(true));
+        assert!(chipset.legacy.pic.is_pending());
+        assert_eq!(chipset.legacy.pic.acknowledge(), 0x2d);
         write(0xf0, 0);
-        assert!(chipset.fpu_errors.set_error(true), "IGNNE#");
+        assert!(chipset.legacy.fpu_errors.set_error(true), "IGNNE#");
     }
 }

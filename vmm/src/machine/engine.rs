@@ -1,10 +1,13 @@
 //! What executes a guest: KVM, KVM on our shadow tables, or the software CPU, chosen once for all lives of a machine.
 
 use super::MachineError;
-use super::chipset::Chipset;
+use super::chipset::{Chipset, Legacy};
+use super::choice::{self, Choice, GuestKind, Taken};
 use super::turns::{Life, Turns};
 use crate::app::explain;
 use crate::config::{BackendChoice, IrqchipChoice, MachineConfig};
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use umbra_devices::irq::IrqSink;
 use umbra_devices::models::ioapic::{self, IoApic};
@@ -15,7 +18,7 @@ use umbra_vcpu::backend::VcpuBackend;
 use umbra_vcpu::fallback::{Fallback, FallbackCounts};
 use umbra_vcpu::kvm::{Irqchip, KvmHost, KvmKind, KvmVm, OpenError, VmOptions};
 use umbra_vcpu::shadow::{ShadowCounts, ShadowOptions, ShadowVm};
-use umbra_vcpu::soft::{SoftOptions, SoftVcpu, SoftVm};
+use umbra_vcpu::soft::{SoftCounts, SoftOptions, SoftVcpu, SoftVm};
 use umbra_vcpu::turns::SharedTrace;
 
 /// What this host has to execute guests.
@@ -24,57 +27,57 @@ pub enum Host {
     Kvm(KvmHost),
     /// KVM for user code, on shadow tables of ours.
     Shadow(KvmHost),
-    /// The software CPU; if that was not the user's own choice, why.
+    /// The software CPU.
     Soft {
-        /// What is the matter with KVM.
-        because: Option<String>,
         /// If its CPUs take turns by counted time.
         turns: Option<Arc<Turns>>,
     },
 }
 
 impl Host {
-    /// What the configuration asks for, or the best there is.
+    /// What the configuration asks for, or the best there is for such a guest, and then why.
     ///
     /// # Errors
     /// KVM was asked for and can't be used.
-    pub fn choose(config: &MachineConfig) -> Result<Self, OpenError> {
-        match config.backend {
-            BackendChoice::Kvm => Ok(Self::Kvm(KvmHost::open_at(&config.kvm_device)?)),
-            BackendChoice::Shadow => Ok(Self::Shadow(KvmHost::open_at(&config.kvm_device)?)),
-            BackendChoice::Soft => Ok(Self::soft(None)),
+    pub fn choose(config: &MachineConfig, guest: GuestKind) -> Result<(Self, Option<Choice>), OpenError> {
+        let host = match config.backend {
+            BackendChoice::Kvm => Self::Kvm(KvmHost::open_at(&config.kvm_device)?),
+            BackendChoice::Shadow => Self::Shadow(KvmHost::open_at(&config.kvm_device)?),
+            BackendChoice::Soft => Self::Soft { turns: None },
             BackendChoice::Auto if config.deterministic.is_some() => {
-                Ok(Self::soft(Some("nothing else can be --deterministic".to_owned())))
+                return Ok((Self::Soft { turns: None }, Some(Choice::deterministic())));
             }
-            BackendChoice::Auto => Ok(Self::best(config)),
-        }
-    }
-
-    /// KVM if a VM can be had, the software CPU if not.
-    fn best(config: &MachineConfig) -> Self {
-        let because = match KvmHost::open_at(&config.kvm_device) {
-            Ok(host) => match KvmVm::new(&host, VmOptions::default()) {
-                Ok(_) => {
-                    tracing::info!(device = %config.kvm_device.display(), "backend kvm: the device makes virtual machines");
-                    return Self::Kvm(host);
-                }
-                Err(error) => explain(&error),
-            },
-            Err(error) => explain(&error),
+            BackendChoice::Auto => {
+                let (host, choice) = Self::best(&config.kvm_device, guest, needs_kvm(config));
+                return Ok((host, Some(choice)));
+            }
         };
-        Self::soft(Some(because))
+        Ok((host, None))
     }
 
-    fn soft(because: Option<String>) -> Self {
-        Self::Soft { because, turns: None }
+    /// What `--backend auto` takes. KVM counts if a VM can be had.
+    pub fn best(device: &Path, guest: GuestKind, needs_kvm: Option<&str>) -> (Self, Choice) {
+        let kvm = match KvmHost::open_at(device) {
+            Ok(host) => match KvmVm::new(&host, VmOptions::default()) {
+                Ok(_) => Ok(host),
+                Err(error) => Err(explain(&error)),
+            },
+            Err(error) => Err(explain(&error)),
+        };
+        let kind = kvm.as_ref().map(|host| host.caps().kind).map_err(Clone::clone);
+        let choice = choice::choose(kind, guest, needs_kvm);
+        let host = match (kvm, choice.backend) {
+            (Ok(host), Taken::Kvm) => Self::Kvm(host),
+            _ => Self::Soft { turns: None },
+        };
+        (host, choice)
     }
 
     /// The same, with the software CPUs taking turns.
     #[must_use]
     pub fn in_turns(self, turns: Turns) -> Self {
         match self {
-            Self::Soft { because, .. } => Self::Soft {
-                because,
+            Self::Soft { .. } => Self::Soft {
                 turns: Some(Arc::new(turns)),
             },
             other => other,
@@ -84,15 +87,7 @@ impl Host {
     /// What a deterministic machine's lives share.
     pub fn turns(&self) -> Option<&Turns> {
         match self {
-            Self::Soft { turns, .. } => turns.as_deref(),
-            _ => None,
-        }
-    }
-
-    /// A line for the user who left the choice to us and doesn't get KVM.
-    pub fn notice(&self) -> Option<String> {
-        match self {
-            Self::Soft { because: Some(why), .. } => Some(format!("the guest runs on the software CPU: {why}")),
+            Self::Soft { turns } => turns.as_deref(),
             _ => None,
         }
     }
@@ -120,12 +115,17 @@ impl Host {
     }
 }
 
+/// An option that only KVM understands.
+fn needs_kvm(config: &MachineConfig) -> Option<&'static str> {
+    (config.irqchip == IrqchipChoice::Split).then_some("--irqchip split")
+}
+
 /// What executes the guest of one machine.
 pub(super) enum Engine {
     Kvm {
         vm: KvmVm,
-        /// Ours, if KVM has none.
-        ioapic: Option<Arc<IoApic>>,
+        /// Ours, if KVM has only the local APICs.
+        ours: Option<Ours>,
         fallback: bool,
     },
     Shadow(ShadowVm),
@@ -136,6 +136,27 @@ pub(super) enum Engine {
         /// If they take turns.
         life: Option<Life>,
     },
+}
+
+/// The interrupt controllers and timers beside KVM's local APICs.
+pub(super) struct Ours {
+    ioapic: Arc<IoApic>,
+    legacy: Legacy,
+}
+
+impl Ours {
+    fn new(vm: &KvmVm) -> Result<Self, MachineError> {
+        let ioapic = Arc::new(IoApic::new(Arc::new(vm.msi_sink())));
+        let legacy = Legacy::new(&ioapic).map_err(no_timers)?;
+        Ok(Self { ioapic, legacy })
+    }
+}
+
+fn no_timers(source: io::Error) -> MachineError {
+    MachineError::Host {
+        what: "no thread for the timers",
+        source,
+    }
 }
 
 /// A vCPU of either way to run it.
@@ -151,6 +172,7 @@ pub(super) struct Made {
     pub vcpu: MadeVcpu,
     pub fallback: Option<FallbackCounts>,
     pub shadow: Option<ShadowCounts>,
+    pub software_cpu: Option<SoftCounts>,
 }
 
 impl Engine {
@@ -166,11 +188,13 @@ impl Engine {
                 let options = VmOptions {
                     vcpus: config.cpus,
                     irqchip,
+                    fallback: config.fallback,
                     ..VmOptions::default()
                 };
                 let vm = KvmVm::new(host, options)?;
+                let ours = (irqchip != Irqchip::Kernel).then(|| Ours::new(&vm)).transpose()?;
                 Ok(Self::Kvm {
-                    ioapic: (irqchip != Irqchip::Kernel).then(|| Arc::new(IoApic::new(Arc::new(vm.msi_sink())))),
+                    ours,
                     vm,
                     fallback: config.fallback,
                 })
@@ -182,7 +206,7 @@ impl Engine {
                     mmio_caching: config.mmio_cache,
                 },
             )?)),
-            Host::Soft { turns, .. } => {
+            Host::Soft { turns } => {
                 let options = SoftOptions {
                     mmio_caching: config.mmio_cache,
                 };
@@ -194,10 +218,7 @@ impl Engine {
                     ),
                     None => (
                         SoftVm::new(options)?,
-                        Chipset::new(config.cpus, SoftVm::TSC_HZ).map_err(|source| MachineError::Host {
-                            what: "no thread for the timers",
-                            source,
-                        })?,
+                        Chipset::new(config.cpus, SoftVm::TSC_HZ).map_err(no_timers)?,
                     ),
                 };
                 Ok(Self::Soft {
@@ -272,9 +293,9 @@ impl Engine {
     /// Where devices' interrupts go, if anywhere.
     pub fn irq_sink(&self) -> Option<Arc<dyn IrqSink>> {
         match self {
-            Self::Kvm { ioapic: Some(ours), .. } => Some(Arc::clone(ours) as _),
+            Self::Kvm { ours: Some(ours), .. } => Some(Arc::clone(&ours.legacy.sink)),
             Self::Kvm { vm, .. } => Some(Arc::new(vm.irq_sink())),
-            Self::Soft { chipset, .. } => Some(Arc::clone(&chipset.sink)),
+            Self::Soft { chipset, .. } => Some(Arc::clone(&chipset.legacy.sink)),
             // Its CPU has no local APIC.
             Self::Shadow(_) => None,
         }
@@ -288,24 +309,35 @@ impl Engine {
     /// The I/O APIC, if it is ours.
     pub fn ioapic(&self) -> Option<&Arc<IoApic>> {
         match self {
-            Self::Kvm { ioapic, .. } => ioapic.as_ref(),
+            Self::Kvm { ours, .. } => ours.as_ref().map(|ours| &ours.ioapic),
             Self::Soft { chipset, .. } => Some(&chipset.ioapic),
             Self::Shadow(_) => None,
         }
     }
 
-    /// All interrupt controllers and timers, if they are ours.
-    pub fn chipset(&self) -> Option<&Chipset> {
+    /// The 8259s and the timer, if they are ours.
+    pub fn legacy(&self) -> Option<&Legacy> {
         match self {
-            Self::Soft { chipset, .. } => Some(chipset),
-            _ => None,
+            Self::Kvm { ours, .. } => ours.as_ref().map(|ours| &ours.legacy),
+            Self::Soft { chipset, .. } => Some(&chipset.legacy),
+            Self::Shadow(_) => None,
         }
     }
 
-    /// A vCPU that sees the memory that `slots` makes readers for, set up by `prepare`.
+    /// All controllers and timers, if all are ours.
+    pub fn chipset(&self) -> Option<&Chipset> {
+        match self {
+            Self::Soft { chipset, .. } => Some(chipset),
+            Self::Kvm { .. } | Self::Shadow(_) => None,
+        }
+    }
+
+    /// A vCPU that sees the memory that `slots` makes readers for, set up by `prepare`. `timed`: it takes the time of what it
+    /// does for devices.
     pub fn vcpu(
         &self,
         id: u32,
+        timed: bool,
         slots: impl Fn() -> SlotReader,
         prepare: impl FnOnce(&mut dyn VcpuBackend) -> Result<(), MachineError>,
     ) -> Result<Made, MachineError> {
@@ -313,6 +345,7 @@ impl Engine {
             vcpu: MadeVcpu::Free(vcpu),
             fallback,
             shadow,
+            software_cpu: None,
         };
         match self {
             Self::Soft {
@@ -326,17 +359,22 @@ impl Engine {
                     vcpu.set_local_apic(apic, *cpus);
                 }
                 if id == 0 {
-                    vcpu.set_fpu_errors(Arc::clone(&chipset.fpu_errors));
+                    vcpu.set_fpu_errors(Arc::clone(&chipset.legacy.fpu_errors));
                 }
                 prepare(&mut vcpu)?;
+                if timed {
+                    vcpu.time_devices();
+                }
+                let (counts, shadow) = (vcpu.counts(), vcpu.shadow_counts());
                 let vcpu = Box::new(vcpu);
                 Ok(Made {
                     vcpu: match life {
                         Some(_) => MadeVcpu::InTurns(vcpu),
                         None => MadeVcpu::Free(vcpu),
                     },
+                    software_cpu: Some(counts),
+                    shadow: Some(shadow),
                     fallback: None,
-                    shadow: None,
                 })
             }
             Self::Shadow(vm) => {
@@ -345,8 +383,11 @@ impl Engine {
                 let counts = (Some(vcpu.counts()), Some(vcpu.backend().counts()));
                 Ok(made(Box::new(vcpu), counts.0, counts.1))
             }
-            Self::Kvm { vm, fallback, .. } => {
+            Self::Kvm { vm, fallback, ours } => {
                 let mut vcpu = vm.create_vcpu(id)?;
+                if let Some(ours) = ours.as_ref().filter(|_| id == 0) {
+                    vcpu.set_external_interrupts(Arc::clone(&ours.legacy.pic) as _);
+                }
                 prepare(&mut vcpu)?;
                 if *fallback {
                     let vcpu = Fallback::new(vcpu, slots());

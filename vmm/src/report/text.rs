@@ -2,7 +2,9 @@
 
 use super::RunReport;
 use crate::style::Style;
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use umbra_vcpu::soft::SoftRun;
 use umbra_vcpu::stats::BusStats;
 use umbra_vcpu::turns::TraceSummary;
 
@@ -47,10 +49,13 @@ pub fn render(report: &RunReport, style: Style) -> String {
     if mmio.accesses() > 0 {
         let _ = writeln!(
             out,
-            "  MMIO recognised by cache {}, by SPTE {}, by search {} ({} after a stale SPTE)",
+            "  MMIO recognised by cache {}{}, by SPTE {}{}, by search {}{}; {} after a stale SPTE",
             grouped(mmio.cache_hits),
+            each(mmio.times.cache_ns, mmio.cache_hits),
             grouped(mmio.spte_hits),
+            each(mmio.times.spte_ns, mmio.spte_hits),
             grouped(mmio.searches),
+            each(mmio.times.search_ns, mmio.searches),
             grouped(mmio.stale),
         );
         let _ = writeln!(
@@ -85,12 +90,68 @@ pub fn render(report: &RunReport, style: Style) -> String {
             .map(|(mnemonic, count)| format!("{mnemonic} {}", grouped(**count)))
             .collect();
         let total = grouped(stats.in_software.values().sum());
-        let _ = writeln!(out, "  executed in software {total}: {}", each.join(", "));
+        let _ = writeln!(out, "  the backend could not execute {total}: {}", each.join(", "));
+        let stretches = &stats.stretches;
+        let _ = writeln!(
+            out,
+            "  executed in software {} in {} (longest {}); page tables forgotten {}",
+            counted(stretches.instructions, "instruction"),
+            counted(stretches.count, "stretch"),
+            grouped(stretches.longest),
+            counted(stretches.table_resets, "time"),
+        );
     }
+    software_cpu(&mut out, &stats.software_cpu);
     if report.resets > 0 {
         let _ = writeln!(out, "  {}", counted(report.resets.into(), "reset"));
     }
     out
+}
+
+/// Rows of the table of mnemonics.
+const MNEMONICS: usize = 12;
+
+/// What a software CPU executed. Nothing, if there is none.
+fn software_cpu(out: &mut String, run: &SoftRun) {
+    if run.instructions == 0 {
+        return;
+    }
+    let core = run.core_instructions();
+    let share = |part: u64| part as f64 * 100.0 / run.instructions.max(1) as f64;
+    let _ = writeln!(out, "  {:<22} {:>14}", "instructions", grouped(run.instructions));
+    let mut row = |name: &str, count: u64| {
+        let _ = writeln!(out, "  {name:<22} {:>14} {:>12.2} %", grouped(count), share(count));
+    };
+    row("by instruction core", core);
+    let ranked = |counts: &BTreeMap<String, u64>| {
+        let mut ranked: Vec<_> = counts.iter().map(|(name, count)| (name.clone(), *count)).collect();
+        ranked.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        ranked
+    };
+    let by_core = ranked(&run.by_core);
+    for (name, count) in by_core.iter().take(MNEMONICS) {
+        row(&format!("  {name}"), *count);
+    }
+    let rest: u64 = by_core.iter().skip(MNEMONICS).map(|(_, count)| count).sum();
+    if rest > 0 {
+        let kinds = by_core.len() - MNEMONICS;
+        row(&format!("  {} more", grouped(kinds as u64)), rest);
+    }
+    if !run.undefined.is_empty() {
+        let each: Vec<_> = ranked(&run.undefined)
+            .iter()
+            .map(|(mnemonic, count)| format!("{mnemonic} {}", grouped(*count)))
+            .collect();
+        let _ = writeln!(out, "  not implemented, #UD: {}", each.join(", "));
+    }
+}
+
+/// `, 12 ns each` if time was taken.
+fn each(total_ns: u64, count: u64) -> String {
+    if total_ns == 0 || count == 0 {
+        return String::new();
+    }
+    format!(" ({} ns each)", grouped(total_ns / count))
 }
 
 /// What two runs have in common if they are the same.
@@ -162,7 +223,7 @@ pub fn grouped(number: u64) -> String {
 
 /// `1 reset`, `2 resets`, `3 accesses`.
 pub fn counted(number: u64, noun: &str) -> String {
-    let plural = match (number, noun.ends_with('s')) {
+    let plural = match (number, noun.ends_with('s') || noun.ends_with("ch")) {
         (1, _) => "",
         (_, true) => "es",
         (_, false) => "s",
@@ -229,6 +290,31 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("port device"), "what wasn't used is left out: {text}");
+    }
+
+    #[test]
+    fn software_cpu_has_a_table_of_what_the_core_executed() {
+        let mut report = example();
+        report.stats.mmio.times.spte_ns = 20 * 21;
+        report.stats.software_cpu = SoftRun {
+            instructions: 2_000_000,
+            by_core: (0..14u64).map(|n| (format!("op{n:02}"), 1000 * (n + 1))).collect(),
+            undefined: BTreeMap::from([("vaddps".to_owned(), 3)]),
+        };
+        let text = render(&report, Style::Plain);
+        for part in [
+            "2 000 000\n",
+            "105 000         5.25 %",
+            "op13",
+            "14 000",
+            "2 more",
+            "#UD: vaddps 3",
+            "by SPTE 20 (21 ns each)",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(!text.contains("op01"), "only the commonest: {text}");
+        assert!(!render(&example(), Style::Plain).contains("instruction core"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! [`ShadowCounts`]: what the shadow MMU did for a vCPU, for whoever reports it.
 
+use crate::soft::RecognitionTimes;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use umbra_mmu::shadow::ShadowStats;
@@ -24,6 +25,8 @@ pub struct ShadowRun {
     pub searches: u64,
     /// How often user code was entered.
     pub entries: u64,
+    /// What recognising MMIO took, if time was taken.
+    pub times: RecognitionTimes,
 }
 
 impl ShadowCounts {
@@ -32,11 +35,11 @@ impl ShadowCounts {
         *self.lock()
     }
 
-    pub(super) fn update(&self, change: impl FnOnce(&mut ShadowRun)) {
+    pub(crate) fn update(&self, change: impl FnOnce(&mut ShadowRun)) {
         change(&mut self.lock());
     }
 
-    pub(super) fn set_recognised(&self, recognised: bool) {
+    pub(crate) fn set_recognised(&self, recognised: bool) {
         self.0.recognised.store(recognised, Ordering::Relaxed);
     }
 
