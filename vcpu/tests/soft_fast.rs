@@ -209,7 +209,15 @@ fn regs(rng: &mut Rng, rip: u64) -> Regs {
     }
 }
 
-fn system(long: bool, user: bool) -> SystemRegs {
+/// What code is executed as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mode {
+    Real,
+    Flat,
+    Long,
+}
+
+fn system(mode: Mode, user: bool) -> SystemRegs {
     let data = Segment {
         selector: 16,
         limit: u32::MAX,
@@ -221,6 +229,18 @@ fn system(long: bool, user: bool) -> SystemRegs {
         granularity: true,
         ..Segment::default()
     };
+    if mode == Mode::Real {
+        return real(Segment {
+            selector: (DATA >> 4) as u16,
+            base: DATA,
+            limit: 0xffff,
+            dpl: 0,
+            db: false,
+            granularity: false,
+            ..data
+        });
+    }
+    let long = mode == Mode::Long;
     SystemRegs {
         cs: Segment {
             kind: 11,
@@ -241,6 +261,26 @@ fn system(long: bool, user: bool) -> SystemRegs {
     }
 }
 
+/// Real mode, with data from [`DATA`] on.
+fn real(data: Segment) -> SystemRegs {
+    SystemRegs {
+        cs: Segment {
+            kind: 11,
+            selector: 0,
+            base: 0,
+            ..data
+        },
+        ds: data,
+        es: data,
+        ss: data,
+        fs: data,
+        gs: data,
+        cr0: 0x10,
+        cr4: OSFXSR | OSXMMEXCPT,
+        ..SystemRegs::default()
+    }
+}
+
 /// A machine with a program in it.
 struct Machine {
     ram: GuestRam,
@@ -248,7 +288,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(fast: bool, long: bool, user: bool, pattern: &[u8], code: &[u8]) -> Self {
+    fn new(fast: bool, mode: Mode, user: bool, pattern: &[u8], code: &[u8]) -> Self {
         let vm = SoftVm::new(SoftOptions { mmio_caching: true }).unwrap();
         let mut slots = SlotTable::new(SlotLimits::X86_64);
         slots.add_observer(vm.slot_follower());
@@ -262,7 +302,7 @@ impl Machine {
         ram.write(Gpa::new(CODE), code).unwrap();
         let mut vcpu = vm.create_vcpu(ram.reader());
         vcpu.set_fast(fast);
-        vcpu.set_system_regs(&system(long, user)).unwrap();
+        vcpu.set_system_regs(&system(mode, user)).unwrap();
         Self { ram, vcpu }
     }
 
@@ -305,16 +345,17 @@ fn random_programs_fast_and_by_the_core_end_alike() {
     let mut rng = Rng::new(seed);
     let mut executed = 0;
     for number in 0..programs {
-        let (long, user) = (rng.chance(75), rng.chance(30));
+        let mode = rng.pick(&[Mode::Real, Mode::Flat, Mode::Long, Mode::Long, Mode::Long, Mode::Long]);
+        let user = mode != Mode::Real && rng.chance(30);
         let mut code = Vec::new();
         let mut starts = Vec::new();
         for _ in 0..INSTRUCTIONS {
             starts.push(CODE + code.len() as u64);
-            instruction(&mut rng, long, &mut code);
+            instruction(&mut rng, mode == Mode::Long, &mut code);
         }
         code.push(HLT);
-        let mut fast = Machine::new(true, long, user, &pattern, &code);
-        let mut core = Machine::new(false, long, user, &pattern, &code);
+        let mut fast = Machine::new(true, mode, user, &pattern, &code);
+        let mut core = Machine::new(false, mode, user, &pattern, &code);
         let mut start = Some(CODE);
         // A fault is the end, there is no IDT; with new registers it goes on behind it.
         while let Some(rip) = start {
@@ -323,7 +364,7 @@ fn random_programs_fast_and_by_the_core_end_alike() {
             let (state, wanted) = (fast.vcpu.state(), core.vcpu.state());
             assert!(
                 exit == expected && state == wanted && fast.vcpu.executed() == core.vcpu.executed(),
-                "program {number}, 64-bit {long}, CPL 3 {user}: {code:02x?} from {rip:#x}\n{regs:x?}\nfast: {exit:?} {:x?} \
+                "program {number}, {mode:?}, CPL 3 {user}: {code:02x?} from {rip:#x}\n{regs:x?}\nfast: {exit:?} {:x?} \
                  after {}\ncore: {expected:?} {:x?} after {}",
                 state.regs(),
                 fast.vcpu.executed(),

@@ -417,16 +417,24 @@ impl<E: Memory + Platform> Cpu<E> {
     pub(super) fn push_frame(&mut self, words: &[u64], width: Width, access: Access) -> Result<(), Stop> {
         let step = width.size();
         let length = words.len() * step;
-        let mut bytes = Vec::with_capacity(length);
-        for word in words.iter().rev() {
-            bytes.extend_from_slice(&word.to_le_bytes()[..step]);
+        // Only a call gate's parameters need more.
+        let (mut few, mut many) = ([0; 80], Vec::new());
+        let bytes = match few.get_mut(..length) {
+            Some(bytes) => bytes,
+            None => {
+                many.resize(length, 0);
+                &mut many[..]
+            }
+        };
+        for (bytes, word) in bytes.chunks_exact_mut(step).zip(words.iter().rev()) {
+            bytes.copy_from_slice(&word.to_le_bytes()[..step]);
         }
         let bottom = self
             .state
             .stack_width()
             .cut(self.stack_pointer().wrapping_sub(length as u64));
         let at = self.linear(Register::SS, bottom, length, AccessKind::Write)?;
-        self.write_pushed(at, &bytes, step, access)?;
+        self.write_pushed(at, bytes, step, access)?;
         self.set_stack_pointer(bottom);
         Ok(())
     }

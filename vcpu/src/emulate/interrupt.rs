@@ -268,14 +268,21 @@ impl<E: Memory + Platform> Cpu<E> {
             self.state.sys.ss = null_segment(u16::from(level), level);
         }
         self.state.gpr[RSP] = pointer & !15;
-        let mut words = vec![u64::from(old.ss.selector), old.rsp];
-        words.extend(old.frame);
-        words.extend(error_code);
+        let [flags, selector, back] = old.frame;
+        let words = [
+            u64::from(old.ss.selector),
+            old.rsp,
+            flags,
+            selector,
+            back,
+            error_code.unwrap_or(0),
+        ];
+        let count = words.len() - usize::from(error_code.is_none());
         let access = super::environment::Access {
             user: level == 3,
             ..Self::implicit(AccessKind::Write)
         };
-        self.push_frame(&words, Width::B8, access)?;
+        self.push_frame(&words[..count], Width::B8, access)?;
         Ok(flow)
     }
 

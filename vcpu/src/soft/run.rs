@@ -30,6 +30,10 @@ impl SoftVcpu {
         let env = &mut self.cpu.env;
         env.tlb.set_rights(mode.rights);
         env.vectors = self.cpu.state.has_vectors();
+        if mode.origin != self.origin {
+            self.origin = mode.origin;
+            env.tlb.begin_epoch();
+        }
         env.moved = false;
         let limit = self.soon.min(self.executed.saturating_add(SLICE));
         loop {

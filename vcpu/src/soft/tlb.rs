@@ -235,6 +235,11 @@ impl Tlb {
         (entry.tag == tag).then(|| entry.origin.wrapping_add(at as usize))
     }
 
+    /// What was found by offset in the code segment does not count any more, as that segment lies elsewhere now.
+    pub fn begin_epoch(&mut self) {
+        self.epoch += 1;
+    }
+
     /// Moves when something was forgotten.
     #[inline(always)]
     pub fn epoch(&self) -> u64 {

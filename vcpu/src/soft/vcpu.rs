@@ -32,6 +32,8 @@ const DR7_AT_RESET: u64 = 0x400;
 pub struct SoftVcpu {
     pub(super) cpu: Cpu<World>,
     pub(super) blocks: Blocks,
+    /// Where the code segment began when fast ops were used last.
+    pub(super) origin: u64,
     /// Whether fast ops are used.
     pub(super) fast: bool,
     pub(super) signals: Arc<Signals>,
@@ -75,6 +77,7 @@ impl SoftVcpu {
         Self {
             cpu: Cpu::new(state, world),
             blocks: Blocks::new(),
+            origin: 0,
             fast: true,
             signals,
             interrupts: None,

@@ -9,9 +9,9 @@
 //! predicts for each kind of op what follows it. Optimised, such a call is a jump; where it isn't, the stack grows by a
 //! frame for each of a block's few ops.
 //!
-//! Ops are for 64-bit mode, for 32-bit code with flat segments, and for what needs no segment in real mode ([`mode`]). Read in this order: this file, `flags`,
-//! `memory`, `alu`, `shift`, `muldiv`, `bits`, `moves`, `stack`, `string`, `branch`, `vector`,
-//! `scalar`, `select` and `select_vector`.
+//! Ops are for 64-bit mode, for 32-bit code with flat segments, and for what needs no segment in real mode ([`mode`]).
+//! Read in this order: this file, `flags`, `memory`, `alu`, `shift`, `muldiv`, `bits`, `moves`, `stack`, `string`, `branch`,
+//! `vector`, `scalar`, `select`, `select_transfer` and `select_vector`.
 
 mod alu;
 mod bits;
@@ -23,6 +23,7 @@ mod moves;
 mod muldiv;
 mod scalar;
 mod select;
+mod select_transfer;
 mod select_vector;
 mod shift;
 mod stack;

@@ -16,6 +16,8 @@ pub(in crate::soft) struct Mode {
     pub size: CodeSize,
     /// As the TLB numbers them.
     pub rights: u8,
+    /// Where the code segment begins, if that is not 0.
+    pub origin: u64,
 }
 
 impl Mode {
@@ -41,10 +43,14 @@ impl Mode {
         Some(Self {
             size,
             rights: if user { 0 } else { 1 + u8::from(flag) },
+            origin: match size {
+                CodeSize::Bits16 => state.sys.cs.base,
+                _ => 0,
+            },
         })
     }
 
-    /// A number for each mode, below 16.
+    /// A number for each mode but for its origin, below 16.
     #[inline]
     pub fn number(self) -> u64 {
         let size = match self.size {

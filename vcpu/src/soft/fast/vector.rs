@@ -27,8 +27,7 @@ pub(super) fn low<const W: u32>(value: u128) -> u128 {
 
 /// `W` bits of memory, the rest of the register zero.
 #[inline(always)]
-fn load_part<const W: u32>(cpu: &Cpu<World>, op: &Op) -> Option<u128> {
-    let at = address::<false>(cpu, op);
+fn load_part<const W: u32>(cpu: &Cpu<World>, at: u64) -> Option<u128> {
     if W == 128 {
         cpu.env.tlb.load_wide(at)
     } else {
@@ -42,10 +41,9 @@ pub(super) fn source<const MEMORY: bool, const W: u32>(cpu: &Cpu<World>, op: &Op
     if !MEMORY {
         return Some(xmm(cpu, op.from));
     }
-    if W == 128 && !address::<false>(cpu, op).is_multiple_of(16) {
-        return None;
-    }
-    load_part::<W>(cpu, op)
+    let at = address::<false>(cpu, op);
+    let allowed = W != 128 || at.is_multiple_of(16);
+    allowed.then(|| load_part::<W>(cpu, at))?
 }
 
 fn move_registers(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
@@ -74,10 +72,11 @@ fn move_low<const KEEP: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest:
 }
 
 fn move_load<const ALIGNED: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
-    if !cpu.env.vectors || (ALIGNED && !address::<false>(cpu, op).is_multiple_of(16)) {
+    let at = address::<false>(cpu, op);
+    if !cpu.env.vectors || (ALIGNED && !at.is_multiple_of(16)) {
         return slow(rest);
     }
-    let Some(value) = load_part::<W>(cpu, op) else {
+    let Some(value) = load_part::<W>(cpu, at) else {
         return slow(rest);
     };
     set_xmm(cpu, op.to, value);
