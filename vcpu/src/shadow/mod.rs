@@ -2,7 +2,7 @@
 //!
 //! Read in this order: `layout` and `arena` (what lies where), `monitor` (what takes exceptions), [`tables`], [`tlb`] and
 //! [`frames`] (the shadow MMU's ports), [`native`] (a run of user code); then [`cpu`], a whole vCPU made of
-//! it, with [`follower`] and [`counts`] beside it, and [`vm`], the machine around it.
+//! it, with [`follower`] and [`ShadowCounts`] beside it, and [`vm`], the machine around it.
 
 #[expect(unsafe_code, reason = "shares memory with a VM")]
 #[expect(
