@@ -1,7 +1,7 @@
 //! What MMIO SPTEs are worth to a whole operating system: boots Linux on the software CPU, whose page walker meets them,
 //! with MMIO SPTEs and without (`--no-mmio-cache`), and tells how each access to a device was recognised and what that took.
 //!
-//! usage: mmio-in-linux VMM [RUNS]
+//! `usage: mmio-in-linux VMM [RUNS]`
 //!
 //! `VMM` is a vmm built with `--release`. Boots each kernel `RUNS` times (3) each way and takes the run whose recognitions
 //! took the least time in all: whatever else the machine did only adds to it. Prints the table and puts it into
