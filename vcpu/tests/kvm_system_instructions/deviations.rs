@@ -29,9 +29,10 @@ pub fn explain(found: &[String], trace: &[String], kvm: &Outcome, core: &Outcome
         return Some("QEMU makes SS null when it takes a stack from the IST");
     }
     // SDM vol. 3A section 6.5: a fault returns to the instruction itself. (KVM sees #GP on processors of this kind, and has
-    // to guess where an interrupted int n ended, without NRIP save.)
-    if executed("Int") && only(&["memory", "ss: kvm Segment { selector: 0,"]) && returns_behind(kvm, core) {
-        return Some("KVM has a fault of int n return behind it");
+    // to guess where an interrupted int n, into or int3 ended, without NRIP save.)
+    let software = ["Int", "Into", "Int3"].into_iter().any(executed);
+    if software && only(&["memory", "ss: kvm Segment { selector: 0,"]) && returns_behind(kvm, core) {
+        return Some("KVM has a fault of int n, into or int3 return behind it");
     }
     // SDM vol. 3A table 6-5: KVM injects what it has intercepted; what goes wrong then is a second exception.
     let handler = |outcome: &Outcome| outcome.state.rip.checked_sub(STUBS).map(|offset| offset / 16);
