@@ -250,10 +250,7 @@ fn run_on<'a>(
             return End::Leave(step);
         }
         let end = ops.get(index).map_or(0, Op::end);
-        if cpu.state.rip != at(start, end, mode.size) {
-            return End::Block;
-        }
-        if went.left() == 0 {
+        if cpu.state.rip != at(start, end, mode.size) || went.left() == 0 {
             return End::Block;
         }
         cpu.state.rip = start;

@@ -163,6 +163,17 @@ fn one_operand(op: &mut Op, insn: &Instruction, long: bool) -> Option<(bool, Wid
     Some((false, Width::of(insn.op0_register().size())))
 }
 
+/// A second operand, which is in memory, as is said, or else the register `from`.
+pub(super) fn second_operand(op: &mut Op, insn: &Instruction, long: bool) -> Option<bool> {
+    let in_memory = insn.op1_kind() == OpKind::Memory;
+    if in_memory {
+        memory(op, insn, long)?;
+    } else {
+        op.from = number(insn.op1_register())?;
+    }
+    Some(in_memory)
+}
+
 fn moved(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
     if insn.op1_kind() == OpKind::Immediate64 {
         op.to = number(insn.op0_register())?;
@@ -221,12 +232,7 @@ fn bit(op: &mut Op, insn: &Instruction, operation: u8) -> Option<Run> {
 
 fn scanned(op: &mut Op, insn: &Instruction, operation: u8, long: bool) -> Option<Run> {
     op.to = number(insn.op0_register())?;
-    let in_memory = insn.op1_kind() == OpKind::Memory;
-    if in_memory {
-        memory(op, insn, long)?;
-    } else {
-        op.from = number(insn.op1_register())?;
-    }
+    let in_memory = second_operand(op, insn, long)?;
     bits::scans(operation, in_memory, Width::of(insn.op0_register().size()))
 }
 
@@ -249,12 +255,7 @@ fn shifted(op: &mut Op, insn: &Instruction, operation: u8) -> Option<Run> {
 
 fn multiplied(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
     op.to = number(insn.op0_register())?;
-    let in_memory = insn.op1_kind() == OpKind::Memory;
-    if in_memory {
-        memory(op, insn, long)?;
-    } else {
-        op.from = number(insn.op1_register())?;
-    }
+    let in_memory = second_operand(op, insn, long)?;
     let immediate = insn.op_count() == 3;
     if immediate {
         op.extra.set(insn.immediate(2) as u32);

@@ -1,7 +1,7 @@
 //! From a decoded instruction of the stack, of strings or of control flow to its op.
 
 use super::memory::NARROW;
-use super::select::{memory, number};
+use super::select::{memory, number, second_operand};
 use super::stack::Pushed;
 use super::{Op, Run, branch, moves, select_vector, stack, string};
 use crate::emulate::width::Width;
@@ -146,12 +146,7 @@ fn conditional(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
     if width == Width::B1 {
         return Some(moves::set_by_condition(code, false));
     }
-    let in_memory = insn.op1_kind() == OpKind::Memory;
-    if in_memory {
-        memory(op, insn, long)?;
-    } else {
-        op.from = number(insn.op1_register())?;
-    }
+    let in_memory = second_operand(op, insn, long)?;
     moves::conditional(code, in_memory, width)
 }
 
