@@ -30,8 +30,9 @@ pub fn explain(found: &[String], trace: &[String], kvm: &Outcome, core: &Outcome
     }
     // SDM vol. 3A section 6.5: a fault returns to the instruction itself. (KVM sees #GP on processors of this kind, and has
     // to guess where an interrupted int n, into or int3 ended, without NRIP save.)
-    let software = ["Int", "Into", "Int3"].into_iter().any(executed);
-    if software && only(&["memory", "ss: kvm Segment { selector: 0,"]) && returns_behind(kvm, core) {
+    let software = [("Int", 2), ("Into", 1), ("Int3", 1)];
+    let returns_behind = |(mnemonic, length)| executed(mnemonic) && returns_later(kvm, core, length);
+    if only(&["memory", "ss: kvm Segment { selector: 0,"]) && software.into_iter().any(returns_behind) {
         return Some("KVM has a fault of int n, into or int3 return behind it");
     }
     // SDM vol. 3A table 6-5: KVM injects what it has intercepted; what goes wrong then is a second exception.
@@ -43,13 +44,15 @@ pub fn explain(found: &[String], trace: &[String], kvm: &Outcome, core: &Outcome
     None
 }
 
-/// Whether KVM's frame, of an exception with error code, returns two bytes further than the core's.
-fn returns_behind(kvm: &Outcome, core: &Outcome) -> bool {
+/// Whether KVM's frame, of an exception with error code, returns so many bytes further than the core's.
+fn returns_later(kvm: &Outcome, core: &Outcome, bytes: u32) -> bool {
     let word = if core.state.long_mode() { 8 } else { 4 };
     let target = |outcome: &Outcome| {
         let at = usize::try_from(outcome.state.gpr[RSP]).ok()? + word;
-        let bytes = outcome.memory.get(at..at + 4)?;
-        Some(u32::from_le_bytes(bytes.try_into().ok()?))
+        let target = outcome.memory.get(at..at + 4)?;
+        Some(u32::from_le_bytes(target.try_into().ok()?))
     };
-    target(core).zip(target(kvm)).is_some_and(|(core, kvm)| core + 2 == kvm)
+    target(core)
+        .zip(target(kvm))
+        .is_some_and(|(core, kvm)| core.wrapping_add(bytes) == kvm)
 }
