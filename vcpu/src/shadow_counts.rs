@@ -45,7 +45,12 @@ impl ShadowCounts {
 
     /// Whether the MMIO exit in hand needs no further lookup. Asked once for each exit.
     pub(crate) fn take_recognised(&self) -> bool {
-        self.0.recognised.swap(false, Ordering::Relaxed)
+        let recognised = self.0.recognised.load(Ordering::Relaxed);
+        if recognised {
+            // Only this thread sets it, so that an exchange, which costs more, is not needed.
+            self.0.recognised.store(false, Ordering::Relaxed);
+        }
+        recognised
     }
 
     fn lock(&self) -> MutexGuard<'_, ShadowRun> {

@@ -24,6 +24,8 @@ const TABLES: u64 = 0x1000;
 const CODE: u64 = 0x8ff0;
 /// Where registers point, and operands lie.
 const DATA: u64 = 0x1_0000;
+/// Mapped, and no RAM.
+const DEVICE: u64 = 0x10_0000;
 const HLT: u8 = 0xf4;
 /// CR4: SSE may be used, and has its own exception.
 const OSFXSR: u64 = 1 << 9;
@@ -60,7 +62,7 @@ fn instruction(rng: &mut Rng, long: bool, code: &mut Vec<u8>) {
         }
     };
     let immediate = |rng: &mut Rng, code: &mut Vec<u8>| code.push(rng.pick(&[0, 1, 2, 7, 31, 33, 0x7f, 0x80, 0xff]));
-    match rng.below(26) {
+    match rng.below(28) {
         // Arithmetic, all four directions, and with an immediate byte.
         0..=4 => {
             code.push(wide_operation | rng.below(4) as u8);
@@ -116,6 +118,26 @@ fn instruction(rng: &mut Rng, long: bool, code: &mut Vec<u8>) {
             [0x86, 0xe1],
         ])),
         22..=25 => vector(rng, code, modrm),
+        26 | 27 => {
+            // What sets flags, and a jump that depends on them.
+            match rng.below(4) {
+                0 => code.push(rng.pick(&[0x38, 0x39, 0x3a, 0x3b, 0x84, 0x85, 0x28, 0x29, 0x00, 0x21])),
+                1 => code.push(rng.pick(&[0xfe, 0xff])),
+                2 => code.push(rng.pick(&[0x3c, 0xa8, 0x2c])),
+                _ => code.push(rng.pick(&[0x80, 0x83, 0xc0])),
+            }
+            match *code.last().unwrap_or(&0) {
+                0x3c | 0xa8 | 0x2c => immediate(rng, code),
+                0x80 | 0x83 | 0xc0 => {
+                    modrm(rng, code);
+                    immediate(rng, code);
+                }
+                0xfe | 0xff => code.push(0xc0 | rng.below(16) as u8),
+                _ => modrm(rng, code),
+            }
+            code.push(0x70 | rng.below(16) as u8);
+            code.push(rng.below(3) as u8);
+        }
         10..=12 => {
             code.push(rng.pick(&[0x88, 0x89, 0x8a, 0x8b]));
             modrm(rng, code);
@@ -183,8 +205,9 @@ fn vector(rng: &mut Rng, code: &mut Vec<u8>, modrm: impl Fn(&mut Rng, &mut Vec<u
 }
 
 fn regs(rng: &mut Rng, rip: u64) -> Regs {
-    let mut value = || match rng.below(3) {
-        0 => rng.value(),
+    let mut value = || match rng.below(12) {
+        0..=3 => rng.value(),
+        4 => DEVICE + rng.pick(&[0, 8, 0x101]),
         _ => DATA + 0x1000 * rng.below(4) + rng.pick(&[0, 8, 0x100, 0xf84, 0xff9, 3]),
     };
     Regs {

@@ -4,7 +4,7 @@
 //! written to. A branch in it remembers which block it went to last.
 //! A block's instructions know their own RIP, so the same bytes at another RIP are another block.
 
-use super::fast::{Op, select};
+use super::fast::{Op, fuse, select};
 use super::world::World;
 use crate::emulate::state::CodeSize;
 use crate::emulate::{Cpu, Decoded};
@@ -42,15 +42,22 @@ impl Key {
     }
 }
 
-/// Decoded instructions that follow each other.
+/// Decoded instructions that follow each other. As large as a line of the host's cache, so that finding one looks at one.
+#[repr(align(64))]
 pub(super) struct Block {
     key: Key,
     /// With which translation and in which mode it was last found at its RIP.
     tag: Cell<u64>,
-    pub bytes: usize,
     /// The same instructions for the fast way and for the instruction core.
     pub ops: Box<[Op]>,
     pub instructions: Box<[Decoded<World>]>,
+}
+
+impl Block {
+    /// How long its instructions are.
+    pub fn bytes(&self) -> u64 {
+        self.ops.last().map_or(0, Op::end)
+    }
 }
 
 /// The number of a block. When the block is gone, another may have it.
@@ -134,10 +141,14 @@ impl Blocks {
         let Self { ops, instructions, .. } = self;
         ops.clear();
         instructions.clear();
-        let (mut length, mut branches) = (0, 0);
+        let mut branches = 0;
         cpu.decode_run(bytes, |decoded, end| {
             let instruction = decoded.instruction();
-            ops.push(select(instruction, key.size, end as u16));
+            let op = select(instruction, key.size, end as u16);
+            if let (Some(before), Some(decoded)) = (ops.last_mut(), instructions.last()) {
+                fuse(before, decoded.instruction(), key.size, &op);
+            }
+            ops.push(op);
             let goes_on = match instruction.flow_control() {
                 FlowControl::Next => !opens(instruction),
                 FlowControl::ConditionalBranch => branches < MAX_BRANCHES,
@@ -145,7 +156,6 @@ impl Blocks {
             };
             branches += usize::from(instruction.flow_control() == FlowControl::ConditionalBranch);
             instructions.push(decoded);
-            length = end;
             instructions.len() < MAX_INSTRUCTIONS && goes_on
         });
         if instructions.is_empty() {
@@ -154,7 +164,6 @@ impl Blocks {
         let block = Block {
             key,
             tag: Cell::new(NEVER),
-            bytes: length,
             ops: ops.drain(..).collect(),
             instructions: instructions.drain(..).collect(),
         };

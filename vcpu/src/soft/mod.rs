@@ -28,6 +28,7 @@ mod cpuid;
     reason = "registers are bits, and some instructions take them for signed numbers"
 )]
 mod fast;
+mod finish;
 pub mod fuzz;
 mod gate;
 #[expect(unsafe_code, reason = "guest RAM is reached by host address")]

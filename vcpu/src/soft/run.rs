@@ -2,7 +2,8 @@
 
 use super::blocks::{Block, BlockId, Key, MAX_BYTES};
 use super::fast::mode::Mode;
-use super::fast::{Go, Op, settle_flags};
+use super::fast::{Go, Op, Went, settle_flags};
+use super::finish::Finish;
 use super::vcpu::SoftVcpu;
 use super::world::World;
 use crate::emulate::state::CodeSize;
@@ -48,7 +49,7 @@ impl SoftVcpu {
                 return self.cpu.step();
             };
             // What was found may have been found by filling the TLB, so the tag is that of now.
-            self.blocks.remember(id, tag(&self.cpu, mode));
+            self.blocks.remember(id, tag_of(&self.cpu, mode));
         }
     }
 
@@ -61,27 +62,35 @@ impl SoftVcpu {
             signals,
             ..
         } = self;
-        let (_, mut block) = blocks.known(cpu.state.rip, tag(cpu, mode))?;
+        let mut tag = tag_of(cpu, mode);
+        let (_, mut block) = blocks.known(cpu.state.rip, tag)?;
         loop {
-            let end = run(block, cpu, mode, executed);
-            let from = match end {
+            let went = Op::run_all(cpu, &block.ops);
+            let end = if went.go() == Go::Jump {
+                *executed += (block.ops.len() - went.left()) as u64;
+                End::Branch(went)
+            } else {
+                let end = run_on(block, cpu, mode, executed, went);
+                tag = tag_of(cpu, mode);
+                end
+            };
+            let jump = match end {
                 End::Leave(step) => return Some(step),
                 _ if *executed >= limit => return Some(Step::Done { trap: false }),
-                End::Branch(from) => from,
+                End::Branch(went) => {
+                    if let Some(next) = blocks.linked(went.link(), cpu.state.rip, tag) {
+                        block = next;
+                        continue;
+                    }
+                    block.ops.get((block.ops.len() - went.left()).wrapping_sub(1))
+                }
                 // The core's last instruction may be what an interrupt has waited for, or have sent one.
                 End::Block if signals.any() => return Some(Step::Done { trap: false }),
                 End::Block => None,
             };
-            let (rip, tag) = (cpu.state.rip, tag(cpu, mode));
-            if let Some(branch) = from
-                && let Some(next) = blocks.linked(branch.link(), rip, tag)
-            {
-                block = next;
-                continue;
-            }
-            let (id, next) = blocks.known(rip, tag)?;
-            if let Some(branch) = from {
-                branch.set_link(id);
+            let (id, next) = blocks.known(cpu.state.rip, tag)?;
+            if let Some(jump) = jump {
+                jump.set_link(id);
             }
             block = next;
         }
@@ -108,7 +117,7 @@ impl SoftVcpu {
                 let bytes = &mut bytes[..MAX_BYTES.min(to_page_end).min(room)];
                 cpu.env.tlb.place(gpa, bytes.len())?.read(bytes);
                 let id = blocks.decode(key, cpu, bytes)?;
-                let length = blocks.get(id)?.bytes;
+                let length = blocks.get(id)?.bytes() as usize;
                 // Another vCPU may have written to it before its writes were noticed.
                 let watched = cpu.env.watch_code(gpa, length);
                 let mut again = [0; MAX_BYTES];
@@ -121,7 +130,7 @@ impl SoftVcpu {
                 id
             }
         };
-        let fits = blocks.get(id).is_some_and(|block| block.bytes <= room);
+        let fits = blocks.get(id).is_some_and(|block| block.bytes() <= room as u64);
         fits.then_some(id)
     }
 
@@ -157,7 +166,7 @@ impl SoftVcpu {
 
 /// What stands for translation and mode.
 #[inline(always)]
-fn tag(cpu: &Cpu<World>, mode: Mode) -> u64 {
+fn tag_of(cpu: &Cpu<World>, mode: Mode) -> u64 {
     cpu.env.tlb.epoch() << 4 | mode.number()
 }
 
@@ -173,45 +182,19 @@ fn at(start: u64, bytes: u64, size: CodeSize) -> u64 {
 }
 
 /// How a block ended.
-enum End<'a> {
-    /// At RIP, where another block may go on; by this op, if it was a branch.
-    Branch(Option<&'a Op>),
+enum End {
+    /// At RIP, where another block may go on, by a branch that came so far.
+    Branch(Went),
     /// Likewise, by anything else.
     Block,
     /// Something is to be looked at first.
     Leave(Step),
 }
 
-/// Executes a block by its fast ops; what those leave alone is executed by the instruction core.
-#[inline(always)]
-fn run<'a>(block: &'a Block, cpu: &mut Cpu<World>, mode: Mode, executed: &mut u64) -> End<'a> {
-    let ops = &*block.ops;
-    let went = Op::run_all(cpu, ops);
-    // Done, but for the last where that is said.
-    let count = ops.len() - went.left();
-    match went.go() {
-        Go::Jump => {
-            *executed += count as u64;
-            End::Branch(ops.get(count - 1))
-        }
-        Go::End => {
-            *executed += count as u64;
-            cpu.state.rip = at(cpu.state.rip, block.bytes as u64, mode.size);
-            End::Block
-        }
-        Go::Slow | Go::Repeat => run_on(block, cpu, mode, executed, went),
-    }
-}
-
-/// Executes a block's op that was left alone by the instruction core, and what follows.
+/// Ends a block whose ops did not end by a jump: has the instruction core execute what an op left alone, and what follows
+/// by ops again.
 #[inline(never)]
-fn run_on<'a>(
-    block: &'a Block,
-    cpu: &mut Cpu<World>,
-    mode: Mode,
-    executed: &mut u64,
-    first: super::fast::Went,
-) -> End<'a> {
+fn run_on(block: &Block, cpu: &mut Cpu<World>, mode: Mode, executed: &mut u64, first: Went) -> End {
     let ops = &*block.ops;
     let start = cpu.state.rip;
     let mut went = first;
@@ -221,9 +204,9 @@ fn run_on<'a>(
         *executed += (count - begun) as u64;
         begun = count;
         match went.go() {
-            Go::Jump => return End::Branch(ops.get(count - 1)),
+            Go::Jump => return End::Branch(went),
             Go::End => {
-                cpu.state.rip = at(start, block.bytes as u64, mode.size);
+                cpu.state.rip = at(start, block.bytes(), mode.size);
                 return End::Block;
             }
             Go::Slow | Go::Repeat => {}
@@ -240,16 +223,20 @@ fn run_on<'a>(
         settle_flags(cpu);
         // It is counted already.
         cpu.env.now = *executed - 1;
+        let end = ops.get(index).map_or(0, Op::end);
         let step = match block.instructions.get(index) {
             Some(instruction) => execute(cpu, instruction),
             None => cpu.step(),
         };
+        if let (Step::Pending(request), Some(instruction)) = (&step, block.instructions.get(index)) {
+            // Modes of fast ops have no trap behind an instruction and no shadow that would have to end.
+            cpu.env.finish = Finish::of(instruction.instruction(), at(start, end, mode.size), request);
+        }
         let plain = step == (Step::Done { trap: false }) && !cpu.env.moved;
         // A serialising instruction has what others did to code count from now on.
         if !plain || Mode::of(&cpu.state) != Some(mode) || !cpu.env.is_current() {
             return End::Leave(step);
         }
-        let end = ops.get(index).map_or(0, Op::end);
         if cpu.state.rip != at(start, end, mode.size) || went.left() == 0 {
             return End::Block;
         }

@@ -166,8 +166,7 @@ impl SoftVcpu {
                     self.executed -= 1;
                     self.cpu.env.now = self.executed;
                     if let Some(value) = self.cpu.env.ask_apic(&request) {
-                        self.cpu.env.replay.answer(request, Some(value));
-                        waiting = true;
+                        waiting = self.answer(request, Some(value));
                         continue;
                     }
                     let exit = match request {
@@ -434,8 +433,8 @@ impl VcpuBackend for SoftVcpu {
             VmEntry::Resume => Some(0),
             VmEntry::Fault => None,
         };
-        self.cpu.env.replay.answer(request, value);
-        Ok(self.go_inside(true, finish_only))
+        let waiting = self.answer(request, value);
+        Ok(self.go_inside(waiting, finish_only))
     }
 
     fn regs(&mut self) -> Result<Regs, BackendError> {
@@ -444,6 +443,7 @@ impl VcpuBackend for SoftVcpu {
 
     fn set_regs(&mut self, regs: &Regs) -> Result<(), BackendError> {
         self.cpu.state.set_regs(regs);
+        self.cpu.env.finish = None;
         self.event = None;
         self.halted = false;
         Ok(())
@@ -461,6 +461,7 @@ impl VcpuBackend for SoftVcpu {
     fn set_system_regs(&mut self, regs: &SystemRegs) -> Result<(), BackendError> {
         let Cpu { state, env } = &mut self.cpu;
         state.sys = *regs;
+        env.finish = None;
         env.apic_base = regs.apic_base;
         if let Some(own) = &mut env.apic {
             own.apic.set_cr8(regs.cr8);

@@ -5,6 +5,7 @@ use super::apic::OwnApic;
 use super::code::{Changed, Seen};
 use super::counts::SoftCounts;
 use super::fast::flags::Lazy;
+use super::finish::Finish;
 use super::host::Place;
 use super::tlb::Tlb;
 use super::turn::Turn;
@@ -27,6 +28,8 @@ pub(super) struct World {
     /// Fast ops may use XMM registers.
     pub vectors: bool,
     pub replay: Replay,
+    /// How the instruction ends that waits for a device, if there is no need to begin it anew.
+    pub finish: Option<Finish>,
     /// What it executes.
     pub counts: SoftCounts,
     pub shared: Arc<Shared>,
@@ -66,6 +69,7 @@ impl World {
             lazy: Lazy::default(),
             vectors: false,
             replay: Replay::default(),
+            finish: None,
             counts: SoftCounts::default(),
             shared,
             moved: false,

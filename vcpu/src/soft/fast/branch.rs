@@ -20,16 +20,31 @@ fn next(cpu: &Cpu<World>, op: &Op) -> u64 {
 
 fn jump_to(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     cpu.state.rip = op.wide;
-    jumped(rest)
+    jumped(op, rest)
 }
 
 /// What is behind a branch that is not taken is part of the block.
 fn jump_if<const C: u8>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
-    if condition::<C>(cpu) {
+    let holds = condition::<C>(cpu);
+    jump_when(cpu, op, rest, holds)
+}
+
+#[inline(always)]
+fn jump_when(cpu: &mut Cpu<World>, op: &Op, rest: &[Op], holds: bool) -> Went {
+    if holds {
         cpu.state.rip = op.wide;
-        return jumped(rest);
+        return jumped(op, rest);
     }
     follow(cpu, rest)
+}
+
+/// Does the conditional jump that `rest` begins with, whose condition `holds` or doesn't.
+#[inline(always)]
+pub(super) fn decide(cpu: &mut Cpu<World>, rest: &[Op], holds: bool) -> Went {
+    match rest.split_first() {
+        Some((op, rest)) => jump_when(cpu, op, rest, holds),
+        None => follow(cpu, rest),
+    }
 }
 
 /// The target in a register or in memory.
@@ -48,7 +63,7 @@ fn jump_indirect<const MEMORY: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op
         return slow(rest);
     };
     cpu.state.rip = target;
-    jumped(rest)
+    jumped(op, rest)
 }
 
 fn call_to<const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
@@ -56,7 +71,7 @@ fn call_to<const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
         return slow(rest);
     }
     cpu.state.rip = op.wide;
-    jumped(rest)
+    jumped(op, rest)
 }
 
 fn call_indirect<const MEMORY: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
@@ -67,7 +82,7 @@ fn call_indirect<const MEMORY: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op
         return slow(rest);
     }
     cpu.state.rip = target;
-    jumped(rest)
+    jumped(op, rest)
 }
 
 /// `wide` is what goes off the stack besides the return address.
@@ -77,7 +92,7 @@ fn return_near<const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went
     };
     release::<W>(cpu, u64::from(W / 8) + op.wide);
     cpu.state.rip = target;
-    jumped(rest)
+    jumped(op, rest)
 }
 
 /// `jmp` to a fixed place.

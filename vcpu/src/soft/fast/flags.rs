@@ -70,6 +70,14 @@ impl Lazy {
         self.set_carry_and_overflow(carry, self.overflow());
     }
 
+    /// `W` bits were counted up or down from `before`, which leaves the carry as it was.
+    #[inline(always)]
+    pub fn set_counted<const W: u32>(&mut self, before: u64, result: u64, carry: bool, overflow: bool) {
+        self.set_with::<W>(result, carry, overflow);
+        // One more or less has no bit 4 of its own: it changes by what comes out of bit 3.
+        self.carries |= ((before ^ result) >> 1 & 8) << (64 - W);
+    }
+
     /// Replaces carry and overflow; the other flags stay.
     #[inline(always)]
     pub fn set_carry_and_overflow(&mut self, carry: bool, overflow: bool) {
@@ -141,6 +149,22 @@ mod tests {
                 assert_eq!(lazy.status(), status & !CF | when(carry, CF));
                 lazy.set_carry_and_overflow(!carry, carry);
                 assert_eq!(lazy.status(), status & !(CF | OF) | when(!carry, CF) | when(carry, OF));
+            }
+        }
+    }
+
+    #[test]
+    fn flags_of_every_byte_counted_are_the_cores_but_for_the_carry() {
+        for a in 0..256u64 {
+            for carry in [false, true] {
+                for (overflowed, (result, status)) in [
+                    (0x80, flags::add(a, 1, 0, Width::B1)),
+                    (0x7f, flags::sub(a, 1, 0, Width::B1)),
+                ] {
+                    let mut lazy = Lazy::default();
+                    lazy.set_counted::<8>(a, result, carry, result == overflowed);
+                    assert_eq!(lazy.status(), status & !CF | when(carry, CF), "{a} to {result}");
+                }
             }
         }
     }

@@ -9,14 +9,18 @@
 //! predicts for each kind of op what follows it. Optimised, such a call is a jump; where it isn't, the stack grows by a
 //! frame for each of a block's few ops.
 //!
+//! A comparison and the conditional jump behind it are two ops, of which the first does the second's work as well
+//! ([`fuse`]): the condition is known from the operands, and the host has one jump less to predict.
+//!
 //! Ops are for 64-bit mode, for 32-bit code with flat segments, and for what needs no segment in real mode ([`mode`]).
 //! Read in this order: this file, `flags`, `memory`, `alu`, `shift`, `muldiv`, `bits`, `moves`, `stack`, `string`, `branch`,
-//! `vector`, `scalar`, `select`, `select_transfer` and `select_vector`.
+//! `vector`, `scalar`, `select`, `select_transfer`, `select_vector` and `fuse`.
 
 mod alu;
 mod bits;
 mod branch;
 pub(super) mod flags;
+mod fuse;
 mod memory;
 pub(super) mod mode;
 mod moves;
@@ -30,10 +34,12 @@ mod stack;
 mod string;
 mod vector;
 
+pub(super) use fuse::fuse;
 pub(super) use select::select;
 
 use super::world::World;
 use crate::emulate::{Cpu, flags as rflags};
+use flags::Lazy;
 use std::cell::Cell;
 
 /// What an op does, and then the ops behind it.
@@ -52,14 +58,18 @@ pub(super) enum Go {
     Repeat,
 }
 
-/// How far a run of ops came: how it ended, and how many ops are behind the last one. One number, so that a call of the
-/// next op can be a jump.
+/// How far a run of ops came: how it ended, how many ops are behind the last one, and the link of a jump. One number, so
+/// that a call of the next op can be a jump.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Went(u64);
 
 impl Went {
     const fn new(go: Go, left: usize) -> Self {
         Self((left as u64) << 2 | go as u64)
+    }
+
+    const fn jump(left: usize, link: u32) -> Self {
+        Self((link as u64) << 32 | Self::new(Go::Jump, left).0)
     }
 
     /// How it ended.
@@ -76,9 +86,18 @@ impl Went {
     /// Ops behind the last one.
     #[inline(always)]
     pub const fn left(self) -> usize {
-        (self.0 >> 2) as usize
+        (self.0 as u32 >> 2) as usize
+    }
+
+    /// Of a jump, to which block it went last, as [`Op::set_link`] said.
+    #[inline(always)]
+    pub const fn link(self) -> u32 {
+        (self.0 >> 32) as u32
     }
 }
+
+/// The shape of a jump that the number `to` is the condition of.
+const CONDITIONAL: u8 = 1 << 7;
 
 /// No register.
 const NONE: u8 = 0xff;
@@ -88,12 +107,12 @@ pub(super) struct Op {
     run: Run,
     /// A displacement, the target of a branch, or an immediate of 64 bits.
     wide: u64,
-    /// An immediate, whose sign goes on; of a branch, the block that it went to last (see [`Op::link`]).
+    /// An immediate, whose sign goes on; of a branch, the block that it went to last (see [`Op::set_link`]).
     extra: Cell<u32>,
     /// Numbers of the registers of a memory operand's address, or [`NONE`].
     base: u8,
     index: u8,
-    /// What else its address is made of: see `memory`.
+    /// What else its address is made of: see `memory`. Of a conditional jump, [`CONDITIONAL`].
     shape: u8,
     /// Number of the register that is written (and mostly read as well).
     to: u8,
@@ -114,12 +133,6 @@ impl Op {
     #[inline(always)]
     pub fn end(&self) -> u64 {
         self.next.into()
-    }
-
-    /// Of a branch, which block it went to last, as [`Op::set_link`] said. Of anything else, a number that means nothing.
-    #[inline(always)]
-    pub fn link(&self) -> u32 {
-        self.extra.get()
     }
 
     /// Remembers for a branch to which block it went.
@@ -150,10 +163,10 @@ fn slow(rest: &[Op]) -> Went {
     Went::new(Go::Slow, rest.len())
 }
 
-/// RIP is set.
+/// RIP is set by the branch `op` before `rest`.
 #[inline(always)]
-fn jumped(rest: &[Op]) -> Went {
-    Went::new(Go::Jump, rest.len())
+fn jumped(op: &Op, rest: &[Op]) -> Went {
+    Went::jump(rest.len(), op.extra.get())
 }
 
 /// A general-purpose register.
@@ -219,6 +232,12 @@ fn condition<const C: u8>(cpu: &Cpu<World>) -> bool {
     if lazy.is_known() {
         return rflags::condition(C, cpu.state.rflags);
     }
+    condition_of::<C>(lazy)
+}
+
+/// The same of flags that RFLAGS does not have yet.
+#[inline(always)]
+fn condition_of<const C: u8>(lazy: &Lazy) -> bool {
     let holds = match C >> 1 {
         0 => lazy.overflow(),
         1 => lazy.carry(),

@@ -18,7 +18,18 @@ fn left_alone(_cpu: &mut Cpu<World>, _op: &Op, rest: &[Op]) -> Went {
 /// The op for `instruction` in code of this size: 64 bits, 32 with flat segments, or 16 of real mode, where there are ops
 /// only for what needs no segment. The instruction ends `end` bytes behind the beginning of its block.
 pub(in crate::soft) fn select(instruction: &Instruction, size: CodeSize, end: u16) -> Op {
-    let mut op = Op {
+    let mut op = blank(end);
+    if is_simple(instruction, size)
+        && let Some(run) = find(&mut op, instruction, size == CodeSize::Bits64)
+    {
+        op.run = run;
+    }
+    op
+}
+
+/// The op that leaves the instruction to the core.
+pub(super) fn blank(end: u16) -> Op {
+    Op {
         run: left_alone,
         wide: 0,
         extra: Cell::new(0),
@@ -28,20 +39,20 @@ pub(in crate::soft) fn select(instruction: &Instruction, size: CodeSize, end: u1
         to: 0,
         from: 0,
         next: end,
-    };
+    }
+}
+
+/// Whether there can be an op for it.
+pub(super) fn is_simple(instruction: &Instruction, size: CodeSize) -> bool {
     // What ends where addresses do goes on at their beginning.
     let last = match size {
         CodeSize::Bits16 => 0xffff,
         CodeSize::Bits32 => u64::from(u32::MAX),
         CodeSize::Bits64 => u64::MAX,
     };
-    let left = instruction.has_lock_prefix()
-        || instruction.next_ip() > last
-        || (size == CodeSize::Bits16 && !stays_in_registers(instruction));
-    if !left && let Some(run) = find(&mut op, instruction, size == CodeSize::Bits64) {
-        op.run = run;
-    }
-    op
+    !instruction.has_lock_prefix()
+        && instruction.next_ip() <= last
+        && (size != CodeSize::Bits16 || stays_in_registers(instruction))
 }
 
 /// Whether the operands are registers and immediates, or the instruction is a jump of 16 bits.
@@ -154,7 +165,7 @@ fn unary(op: &mut Op, insn: &Instruction, operation: u8, long: bool) -> Option<R
 }
 
 /// An operand that is in memory or else the register `from`, and its width.
-fn one_operand(op: &mut Op, insn: &Instruction, long: bool) -> Option<(bool, Width)> {
+pub(super) fn one_operand(op: &mut Op, insn: &Instruction, long: bool) -> Option<(bool, Width)> {
     if insn.op0_kind() == OpKind::Memory {
         memory(op, insn, long)?;
         return Some((true, Width::of(insn.memory_size().size())));
@@ -185,7 +196,7 @@ fn moved(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
 }
 
 /// A destination and a source of the same width.
-fn two_operands(op: &mut Op, insn: &Instruction, long: bool) -> Option<(Form, Width)> {
+pub(super) fn two_operands(op: &mut Op, insn: &Instruction, long: bool) -> Option<(Form, Width)> {
     let register = |index| insn.op_register(index);
     match (insn.op0_kind(), insn.op1_kind()) {
         (OpKind::Register, OpKind::Register) => {

@@ -3,7 +3,7 @@
 use super::memory::NARROW;
 use super::select::{memory, number, second_operand};
 use super::stack::Pushed;
-use super::{Op, Run, branch, moves, select_vector, stack, string};
+use super::{CONDITIONAL, Op, Run, branch, moves, select_vector, stack, string};
 use crate::emulate::width::Width;
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic as M, OpKind, Register};
 
@@ -127,12 +127,11 @@ fn conditional(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
     if insn.is_jcc_short_or_near() {
         target(op, insn, long)?;
         // A branch to the next instruction is none, and does not end a block.
-        let goes_on = op.wide == insn.next_ip();
-        return Some(if goes_on {
-            moves::nothing
-        } else {
-            branch::conditional(code)
-        });
+        if op.wide == insn.next_ip() {
+            return Some(moves::nothing);
+        }
+        (op.to, op.shape) = (code, CONDITIONAL);
+        return Some(branch::conditional(code));
     }
     if insn.op0_kind() == OpKind::Memory && insn.op_count() == 1 {
         memory(op, insn, long)?;
