@@ -7,7 +7,7 @@ use super::finish::Finish;
 use super::vcpu::SoftVcpu;
 use super::world::World;
 use crate::emulate::state::CodeSize;
-use crate::emulate::{Cpu, CpuState, Decoded, Step, flags};
+use crate::emulate::{Cpu, Decoded, Step, flags};
 use umbra_memslots::PAGE_SIZE;
 
 /// Instructions that are executed by fast ops before there is a look at what others want.
@@ -108,7 +108,7 @@ impl SoftVcpu {
             rip: cpu.state.rip,
             size: cpu.state.code_size(),
         };
-        let room = room_in_segment(&cpu.state);
+        let room = usize::try_from(cpu.state.code_room()).unwrap_or(usize::MAX);
         let id = match blocks.find(key) {
             Some(id) => id,
             None => {
@@ -156,7 +156,8 @@ impl SoftVcpu {
             step = execute(cpu, instruction);
             *executed += 1;
             let goes_on = step == (Step::Done { trap: false }) && cpu.state.rip == at(start, op.end(), size);
-            if !goes_on || cpu.env.moved || Mode::of(&cpu.state) != mode {
+            // A serialising instruction has what others did to code count from now on.
+            if !goes_on || cpu.env.moved || Mode::of(&cpu.state) != mode || !cpu.env.is_current() {
                 break;
             }
         }
@@ -252,13 +253,4 @@ fn execute(cpu: &mut Cpu<World>, instruction: &Decoded<World>) -> Step {
         cpu.env.counts.core(instruction.instruction().mnemonic());
     }
     step
-}
-
-/// Bytes from RIP to the end of the code segment.
-fn room_in_segment(state: &CpuState) -> usize {
-    if state.long_code() {
-        return usize::MAX;
-    }
-    let limit = u64::from(state.sys.cs.limit);
-    usize::try_from(limit.saturating_sub(state.rip).saturating_add(1)).unwrap_or(usize::MAX)
 }
