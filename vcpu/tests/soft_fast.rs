@@ -173,7 +173,7 @@ fn instruction(rng: &mut Rng, long: bool, code: &mut Vec<u8>) {
             code.extend(rng.pick(&[
                 [0xe8, target, 0, 0, 0],
                 [0x90, 0x68, 1, 2, 3],
-                [0xeb, 0, 0x90, 0x63, 0xc1],
+                [0xeb, target, 0x90, 0x63, 0xc1],
             ]));
         }
     }

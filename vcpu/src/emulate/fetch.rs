@@ -62,9 +62,10 @@ impl<E: Memory + Platform> Cpu<E> {
         self.access(AccessKind::Fetch)
     }
 
-    /// Decodes instructions from CS:RIP on and gives them to `take` with the number of bytes so far, until that says
-    /// `false`. `bytes` is what lies at CS:RIP; an instruction that doesn't end within it is not given.
-    pub fn decode_run(&self, bytes: &[u8], mut take: impl FnMut(Decoded<E>, usize) -> bool) {
+    /// Decodes instructions from CS:RIP on and gives each to `take`, with how far from there it ends; that says where to go
+    /// on, likewise, or that it is enough. `bytes` is what lies at CS:RIP; an instruction that doesn't end within it is not
+    /// given.
+    pub fn decode_run(&self, bytes: &[u8], mut take: impl FnMut(Decoded<E>, usize) -> Option<usize>) {
         let mut decoder = decoder(self.state.code_size(), self.state.rip, bytes);
         let mut insn = Instruction::default();
         while decoder.can_decode() {
@@ -73,8 +74,15 @@ impl<E: Memory + Platform> Cpu<E> {
             if decoder.last_error() == DecoderError::NoMoreBytes || too_long {
                 return;
             }
-            if !take(Decoded::new(insn), decoder.position()) {
+            let end = decoder.position();
+            let Some(next) = take(Decoded::new(insn), end) else {
                 return;
+            };
+            if next != end {
+                if decoder.set_position(next).is_err() {
+                    return;
+                }
+                decoder.set_ip(self.state.rip.wrapping_add(next as u64));
             }
         }
     }

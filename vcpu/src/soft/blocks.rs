@@ -1,7 +1,7 @@
 //! The cache of decoded code: runs of instructions, found by where they lie in guest-physical memory.
 //!
-//! A block lies within one page, ends where control goes elsewhere for certain, and is thrown away when its bytes are
-//! written to. A branch in it remembers which block it went to last.
+//! A block lies within one page, ends where control goes elsewhere for certain (unless that is a short way further on), and
+//! is thrown away when its bytes are written to. A branch in it remembers which block it went to last.
 //! A block's instructions know their own RIP, so the same bytes at another RIP are another block.
 
 use super::fast::{Op, fuse, select};
@@ -42,7 +42,7 @@ impl Key {
     }
 }
 
-/// Decoded instructions that follow each other. As large as a line of the host's cache, so that finding one looks at one.
+/// Decoded instructions that are executed one after the other: what lies between a jump and its target is left out. As large as a line of the host's cache, so that finding one looks at one.
 #[repr(align(64))]
 pub(super) struct Block {
     key: Key,
@@ -54,7 +54,7 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// How long its instructions are.
+    /// From its beginning to the end of its last instruction, or to where that jumps.
     pub fn bytes(&self) -> u64 {
         self.ops.last().map_or(0, Op::end)
     }
@@ -144,19 +144,20 @@ impl Blocks {
         let mut branches = 0;
         cpu.decode_run(bytes, |decoded, end| {
             let instruction = decoded.instruction();
-            let op = select(instruction, key.size, end as u16);
+            let mut op = select(instruction, key.size, end as u16);
             if let (Some(before), Some(decoded)) = (ops.last_mut(), instructions.last()) {
                 fuse(before, decoded.instruction(), key.size, &op);
             }
-            ops.push(op);
-            let goes_on = match instruction.flow_control() {
-                FlowControl::Next => !opens(instruction),
-                FlowControl::ConditionalBranch => branches < MAX_BRANCHES,
-                _ => false,
+            let next = match instruction.flow_control() {
+                FlowControl::Next => (!opens(instruction)).then_some(end),
+                FlowControl::ConditionalBranch => (branches < MAX_BRANCHES).then_some(end),
+                FlowControl::UnconditionalBranch => op.follow_jump(key.rip, bytes.len()),
+                _ => None,
             };
             branches += usize::from(instruction.flow_control() == FlowControl::ConditionalBranch);
+            ops.push(op);
             instructions.push(decoded);
-            instructions.len() < MAX_INSTRUCTIONS && goes_on
+            next.filter(|_| instructions.len() < MAX_INSTRUCTIONS)
         });
         if instructions.is_empty() {
             return None;

@@ -96,8 +96,10 @@ impl Went {
     }
 }
 
-/// The shape of a jump that the number `to` is the condition of.
+/// The shape of a jump to the fixed place `wide`, of which the number `to` is the condition.
 const CONDITIONAL: u8 = 1 << 7;
+/// Likewise, without a condition.
+const UNCONDITIONAL: u8 = 1 << 6;
 
 /// No register.
 const NONE: u8 = 0xff;
@@ -112,13 +114,13 @@ pub(super) struct Op {
     /// Numbers of the registers of a memory operand's address, or [`NONE`].
     base: u8,
     index: u8,
-    /// What else its address is made of: see `memory`. Of a conditional jump, [`CONDITIONAL`].
+    /// What else its address is made of: see `memory`. Of a jump, [`CONDITIONAL`] or [`UNCONDITIONAL`].
     shape: u8,
     /// Number of the register that is written (and mostly read as well).
     to: u8,
     /// Number of a register that is read.
     from: u8,
-    /// From the beginning of the block to the next instruction.
+    /// From the beginning of the block to the next instruction of the block.
     next: u16,
 }
 
@@ -129,7 +131,7 @@ impl Op {
         follow(cpu, ops)
     }
 
-    /// Bytes from the beginning of the block to the next instruction.
+    /// Bytes from the beginning of the block to the next instruction, which is where a jump that was followed leads.
     #[inline(always)]
     pub fn end(&self) -> u64 {
         self.next.into()
@@ -139,6 +141,18 @@ impl Op {
     #[inline(always)]
     pub fn set_link(&self, block: u32) {
         self.extra.set(block);
+    }
+
+    /// If it is a jump to a place further on in its block, which begins at `rip` and has so many bytes at most, it has
+    /// nothing to do but to have that place behind it. Gives where that is.
+    pub fn follow_jump(&mut self, rip: u64, bytes: usize) -> Option<usize> {
+        let target = usize::try_from(self.wide.wrapping_sub(rip)).ok()?;
+        if self.shape != UNCONDITIONAL || target < usize::from(self.next) || target >= bytes {
+            return None;
+        }
+        self.run = moves::nothing;
+        self.next = u16::try_from(target).ok()?;
+        Some(target)
     }
 
     /// The immediate.

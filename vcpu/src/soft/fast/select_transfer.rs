@@ -3,7 +3,7 @@
 use super::memory::NARROW;
 use super::select::{memory, number, second_operand};
 use super::stack::Pushed;
-use super::{CONDITIONAL, Op, Run, branch, moves, select_vector, stack, string};
+use super::{CONDITIONAL, Op, Run, UNCONDITIONAL, branch, moves, select_vector, stack, string};
 use crate::emulate::width::Width;
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic as M, OpKind, Register};
 
@@ -108,7 +108,11 @@ fn jump(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
         _ if call && insn.op0_kind() == OpKind::NearBranch16 => return None,
         _ => {
             target(op, insn, long)?;
-            return Some(if call { branch::call(long) } else { branch::jump() });
+            if call {
+                return Some(branch::call(long));
+            }
+            op.shape = UNCONDITIONAL;
+            return Some(branch::jump());
         }
     }
     let in_memory = insn.op0_kind() == OpKind::Memory;
