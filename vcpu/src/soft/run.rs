@@ -25,8 +25,9 @@ impl SoftVcpu {
         self.execute_block(once || self.cpu.state.flag(flags::RF))
     }
 
-    /// Executes blocks by fast ops, for [`SLICE`] instructions or as long as nothing wants attention.
-    fn execute_fast(&mut self, mode: Mode) -> Step {
+    /// Executes blocks by fast ops, for [`SLICE`] instructions or as long as nothing wants attention. The privilege level
+    /// may change on the way, and what else of the mode leaves the code segment where it is.
+    fn execute_fast(&mut self, mut mode: Mode) -> Step {
         let env = &mut self.cpu.env;
         env.tlb.set_rights(mode.rights);
         env.vectors = self.cpu.state.has_vectors();
@@ -42,6 +43,10 @@ impl SoftVcpu {
                 return step;
             }
             settle_flags(&mut self.cpu);
+            mode = match Mode::of(&self.cpu.state) {
+                Some(mode) => mode,
+                None => return Step::Done { trap: false },
+            };
             let Some(id) = self.find_block() else {
                 self.cpu.env.now = self.executed;
                 self.executed += 1;
@@ -53,7 +58,7 @@ impl SoftVcpu {
     }
 
     /// Executes one block after the other. `None` if the block at RIP is not known.
-    fn execute_chain(&mut self, mode: Mode, limit: u64) -> Option<Step> {
+    fn execute_chain(&mut self, mut mode: Mode, limit: u64) -> Option<Step> {
         let Self {
             cpu,
             blocks,
@@ -71,6 +76,15 @@ impl SoftVcpu {
                 // The core's last instruction may be what an interrupt has waited for, or have sent one.
                 End::Block if signals.any() => return Some(Step::Done { trap: false }),
                 End::Block => None,
+                // Interrupts may have been let in.
+                End::Cross(_) if signals.any() => return Some(Step::Done { trap: false }),
+                End::Cross(from) => {
+                    let Some(other) = cross(cpu, mode) else {
+                        return Some(Step::Done { trap: false });
+                    };
+                    mode = other;
+                    from
+                }
             };
             let (rip, tag) = (cpu.state.rip, tag(cpu, mode));
             if let Some(branch) = from
@@ -161,6 +175,20 @@ fn tag(cpu: &Cpu<World>, mode: Mode) -> u64 {
     cpu.env.tlb.epoch() << 4 | mode.number()
 }
 
+/// The mode in which code goes on after an instruction that may have changed it. `None` if something is to be looked at
+/// first.
+#[inline(always)]
+fn cross(cpu: &mut Cpu<World>, from: Mode) -> Option<Mode> {
+    let mode = Mode::of(&cpu.state)?;
+    // What was pushed may have changed code or a page table, and after a serialising instruction what others did to code
+    // counts.
+    if mode.origin != from.origin || cpu.env.moved || !cpu.env.is_current() {
+        return None;
+    }
+    cpu.env.tlb.set_rights(mode.rights);
+    Some(mode)
+}
+
 /// RIP so many bytes behind the beginning of a block.
 #[inline]
 fn at(start: u64, bytes: u64, size: CodeSize) -> u64 {
@@ -178,6 +206,8 @@ enum End<'a> {
     Branch(Option<&'a Op>),
     /// Likewise, by anything else.
     Block,
+    /// Likewise, perhaps in another mode; by this op, if it was one.
+    Cross(Option<&'a Op>),
     /// Something is to be looked at first.
     Leave(Step),
 }
@@ -198,6 +228,10 @@ fn run<'a>(block: &'a Block, cpu: &mut Cpu<World>, mode: Mode, executed: &mut u6
             *executed += count as u64;
             cpu.state.rip = at(cpu.state.rip, block.bytes as u64, mode.size);
             End::Block
+        }
+        Go::Cross => {
+            *executed += count as u64;
+            End::Cross(ops.get(count - 1))
         }
         Go::Slow | Go::Repeat => run_on(block, cpu, mode, executed, went),
     }
@@ -226,6 +260,7 @@ fn run_on<'a>(
                 cpu.state.rip = at(start, block.bytes as u64, mode.size);
                 return End::Block;
             }
+            Go::Cross => return End::Cross(ops.get(count - 1)),
             Go::Slow | Go::Repeat => {}
         }
         let index = count - 1;
@@ -246,8 +281,11 @@ fn run_on<'a>(
         };
         let plain = step == (Step::Done { trap: false }) && !cpu.env.moved;
         // A serialising instruction has what others did to code count from now on.
-        if !plain || Mode::of(&cpu.state) != Some(mode) || !cpu.env.is_current() {
+        if !plain || !cpu.env.is_current() {
             return End::Leave(step);
+        }
+        if Mode::of(&cpu.state) != Some(mode) {
+            return End::Cross(None);
         }
         let end = ops.get(index).map_or(0, Op::end);
         if cpu.state.rip != at(start, end, mode.size) || went.left() == 0 {

@@ -11,7 +11,7 @@
 //!
 //! Ops are for 64-bit mode, for 32-bit code with flat segments, and for what needs no segment in real mode ([`mode`]).
 //! Read in this order: this file, `flags`, `memory`, `alu`, `shift`, `muldiv`, `bits`, `moves`, `stack`, `string`, `branch`,
-//! `vector`, `scalar`, `select`, `select_transfer` and `select_vector`.
+//! `system`, `vector`, `scalar`, `select`, `select_transfer` and `select_vector`.
 
 mod alu;
 mod bits;
@@ -28,6 +28,7 @@ mod select_vector;
 mod shift;
 mod stack;
 mod string;
+mod system;
 mod vector;
 
 pub(super) use select::select;
@@ -50,6 +51,8 @@ pub(super) enum Go {
     Jump,
     /// Of the last op, a part is done; it is to be run again when others have had a look.
     Repeat,
+    /// The last op is done, and RIP says where to, perhaps in another mode.
+    Cross,
 }
 
 /// How far a run of ops came: how it ended, and how many ops are behind the last one. One number, so that a call of the
@@ -59,24 +62,25 @@ pub(super) struct Went(u64);
 
 impl Went {
     const fn new(go: Go, left: usize) -> Self {
-        Self((left as u64) << 2 | go as u64)
+        Self((left as u64) << 3 | go as u64)
     }
 
     /// How it ended.
     #[inline(always)]
     pub const fn go(self) -> Go {
-        match self.0 & 3 {
+        match self.0 & 7 {
             0 => Go::End,
             1 => Go::Slow,
             2 => Go::Jump,
-            _ => Go::Repeat,
+            3 => Go::Repeat,
+            _ => Go::Cross,
         }
     }
 
     /// Ops behind the last one.
     #[inline(always)]
     pub const fn left(self) -> usize {
-        (self.0 >> 2) as usize
+        (self.0 >> 3) as usize
     }
 }
 
@@ -154,6 +158,12 @@ fn slow(rest: &[Op]) -> Went {
 #[inline(always)]
 fn jumped(rest: &[Op]) -> Went {
     Went::new(Go::Jump, rest.len())
+}
+
+/// RIP is set, and the mode may be another.
+#[inline(always)]
+fn crossed(rest: &[Op]) -> Went {
+    Went::new(Go::Cross, rest.len())
 }
 
 /// A general-purpose register.
