@@ -124,6 +124,21 @@ impl<E: Memory + Platform> Cpu<E> {
         Ok(())
     }
 
+    /// [`Memory::write_words`] of what the CPU pushes by itself.
+    #[inline(always)]
+    pub(super) fn write_frame_words<const N: usize>(
+        &mut self,
+        at: Gva,
+        words: [u64; N],
+        access: Access,
+    ) -> Result<(), Stop> {
+        self.env.write_words(at, words, access)?;
+        if self.state.has_breakpoints() {
+            self.note_data(at, 8 * N, true);
+        }
+        Ok(())
+    }
+
     /// [`Memory::compare_exchange`] of data.
     pub(super) fn exchange_memory(&mut self, at: Gva, old: &[u8], new: &[u8], access: Access) -> Result<bool, Stop> {
         let done = self.env.compare_exchange(at, old, new, access)?;

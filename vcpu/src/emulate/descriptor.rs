@@ -77,6 +77,7 @@ impl Descriptor {
     }
 
     /// The hidden part of a segment register loaded with this and `selector`.
+    #[inline(always)]
     pub(super) const fn segment(self, selector: u16) -> Segment {
         let raw = self.raw;
         let granularity = raw & 1 << 55 != 0;
@@ -130,6 +131,7 @@ pub(super) const fn not_present(selector: u16) -> Stop {
 
 impl<E: Memory + Platform> Cpu<E> {
     /// Fetches the descriptor that `selector` names, or raises `vector` with the selector.
+    #[inline(always)]
     pub(super) fn descriptor(&mut self, selector: u16, vector: u8) -> Result<Descriptor, Stop> {
         let outside = Stop::Fault(Exception::with_code(vector, selector_code(selector)));
         let (base, limit) = if selector & 4 == 0 {
@@ -151,12 +153,14 @@ impl<E: Memory + Platform> Cpu<E> {
     }
 
     /// The upper half of a 16-byte descriptor of long mode.
+    #[inline]
     pub(super) fn descriptor_high(&mut self, descriptor: Descriptor) -> Result<u64, Stop> {
         let at = descriptor.at.wrapping_add(8);
         self.load_as(at, Width::B8, Self::implicit(AccessKind::Read))
     }
 
     /// Marks a code or data descriptor as used.
+    #[inline]
     pub(super) fn mark_accessed(&mut self, descriptor: &mut Descriptor) -> Result<(), Stop> {
         if descriptor.kind() & kind::ACCESSED == 0 {
             descriptor.raw |= u64::from(kind::ACCESSED) << 40;

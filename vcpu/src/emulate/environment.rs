@@ -106,6 +106,15 @@ pub trait Memory {
     /// As [`Memory::read`].
     fn write(&mut self, at: Gva, bytes: &[u8], access: Access) -> Result<(), Stop>;
 
+    /// Writes `words` (1..=512 of them), one behind the other.
+    ///
+    /// # Errors
+    /// As [`Memory::read`].
+    #[inline]
+    fn write_words<const N: usize>(&mut self, at: Gva, words: [u64; N], access: Access) -> Result<(), Stop> {
+        self.write(at, words.map(u64::to_le_bytes).as_flattened(), access)
+    }
+
     /// Checks that `length` bytes could be accessed, without accessing them.
     ///
     /// # Errors

@@ -186,18 +186,24 @@ impl<E: Memory + Platform> Cpu<E> {
         let level = (selector & 3) as u8;
         let stack = self.return_stack(stack_selector, level, descriptor.long() && self.state.long_mode())?;
         let flow = self.enter_code(descriptor, selector, level, offset)?;
-        self.state.sys.ss = stack;
+        self.load_return_stack(stack, stack_selector, level);
         self.set_stack_pointer(pointer.wrapping_add(extra));
         self.drop_privileged_segments(level);
         Ok(flow)
     }
 
-    /// The stack segment that a return to `level` loads; long mode accepts a null one below level 3.
-    pub(super) fn return_stack(&mut self, selector: u16, level: u8, to_long_code: bool) -> Result<Segment, Stop> {
+    /// The stack segment that a return to `level` loads; long mode accepts a null one below level 3, which is `None`.
+    #[inline(always)]
+    pub(super) fn return_stack(
+        &mut self,
+        selector: u16,
+        level: u8,
+        to_long_code: bool,
+    ) -> Result<Option<Descriptor>, Stop> {
         let rpl = (selector & 3) as u8;
         if is_null(selector) {
             if to_long_code && level < 3 && rpl == level {
-                return Ok(null_segment(selector, level));
+                return Ok(None);
             }
             return Err(Exception::gp(0).into());
         }
@@ -209,7 +215,16 @@ impl<E: Memory + Platform> Cpu<E> {
             return Err(Exception::with_code(exception::SS, selector_code(selector)).into());
         }
         self.mark_accessed(&mut descriptor)?;
-        Ok(descriptor.segment(selector))
+        Ok(Some(descriptor))
+    }
+
+    /// Loads SS with what [`Cpu::return_stack`] found.
+    #[inline(always)]
+    pub(super) fn load_return_stack(&mut self, stack: Option<Descriptor>, selector: u16, level: u8) {
+        self.state.sys.ss = match stack {
+            Some(descriptor) => descriptor.segment(selector),
+            None => null_segment(selector, level),
+        };
     }
 
     /// Data segments that `level` could not have loaded become null.
@@ -224,6 +239,7 @@ impl<E: Memory + Platform> Cpu<E> {
     }
 
     /// The descriptor of a far branch's selector.
+    #[inline(always)]
     fn far_descriptor(&mut self, selector: u16) -> Result<Descriptor, Stop> {
         if is_null(selector) {
             return Err(Exception::gp(0).into());
@@ -244,6 +260,7 @@ impl<E: Memory + Platform> Cpu<E> {
         self.check_code_present(descriptor, selector)
     }
 
+    #[inline]
     fn check_code_present(&self, descriptor: Descriptor, selector: u16) -> Result<(), Stop> {
         if self.state.long_mode() && descriptor.long() && descriptor.db() {
             return Err(gp(selector));
@@ -256,6 +273,7 @@ impl<E: Memory + Platform> Cpu<E> {
     }
 
     /// The code descriptor that a return names.
+    #[inline(always)]
     pub(super) fn return_descriptor(&mut self, selector: u16) -> Result<Descriptor, Stop> {
         let descriptor = self.far_descriptor(selector)?;
         let rpl = (selector & 3) as u8;
@@ -315,20 +333,32 @@ impl<E: Memory + Platform> Cpu<E> {
         cpl: u8,
         offset: u64,
     ) -> Result<Flow, Stop> {
+        self.check_offset(&mut descriptor, offset)?;
+        self.load_code(descriptor, selector, cpl);
+        Ok(Flow::Jump(offset))
+    }
+
+    /// Whether `offset` can be gone to in a code segment, which is then used.
+    #[inline(always)]
+    pub(super) fn check_offset(&mut self, descriptor: &mut Descriptor, offset: u64) -> Result<(), Stop> {
         let long = self.state.long_mode() && descriptor.long();
         let reachable = if long {
             self.state.canonical(offset)
         } else {
-            offset <= u64::from(descriptor.segment(selector).limit)
+            offset <= u64::from(descriptor.segment(0).limit)
         };
         if !reachable {
             return Err(Exception::gp(0).into());
         }
-        self.mark_accessed(&mut descriptor)?;
+        self.mark_accessed(descriptor)
+    }
+
+    /// Loads CS with `cpl` as its privilege.
+    #[inline(always)]
+    pub(super) fn load_code(&mut self, descriptor: Descriptor, selector: u16, cpl: u8) {
         self.state.sys.cs = descriptor.segment(selector & !3 | u16::from(cpl));
         // The privilege level lives in SS.DPL; a change of level loads SS right after.
         self.state.sys.ss.dpl = cpl;
-        Ok(Flow::Jump(offset))
     }
 
     fn jump_real_check(&self, offset: u64) -> Result<Flow, Stop> {
@@ -392,6 +422,7 @@ impl<E: Memory + Platform> Cpu<E> {
     }
 
     /// A stack pointer at `offset` of a 64-bit TSS.
+    #[inline(always)]
     pub(super) fn long_stack(&mut self, offset: u64) -> Result<u64, Stop> {
         let task = self.state.sys.tr;
         if offset + 7 > u64::from(task.limit) {

@@ -47,7 +47,12 @@ impl<E: Memory + Platform> Cpu<E> {
             let back = self.state.rip;
             self.note(&event.exception);
             let held = self.state.pending_debug;
-            let (second, switched) = match self.whole(|cpu| cpu.enter_handler(event, back)) {
+            let resume = match event.source {
+                Source::Exception if event.exception.is_fault() => RF,
+                Source::Software => 0,
+                _ => self.state.rflags & RF,
+            };
+            let (second, switched) = match self.enter_handler(event, back, resume) {
                 // Another task's handler could not be entered: that task's exception is delivered next.
                 Ok(_) => match self.state.late_fault.take() {
                     Some(second) => (second, true),
@@ -104,7 +109,15 @@ impl<E: Memory + Platform> Cpu<E> {
             source: Source::Software,
         };
         let back = self.next_rip(insn);
-        self.whole(|cpu| cpu.enter_handler(event, back))
+        self.enter_handler(event, back, 0)
+    }
+
+    /// `int n` in 64-bit mode, which returns to `back`.
+    #[inline]
+    pub(crate) fn call_handler(&mut self, vector: u8, back: u64) -> Result<(), Stop> {
+        let flags = self.state.rflags & !RF;
+        self.state.rip = self.enter_long(Exception::new(vector), true, back, flags)?;
+        Ok(())
     }
 
     /// `int1`: a debug exception that checks no privilege.
@@ -114,22 +127,25 @@ impl<E: Memory + Platform> Cpu<E> {
             source: Source::External,
         };
         let back = self.next_rip(insn);
-        self.whole(|cpu| {
-            cpu.state.set_flags(RF, 0);
-            cpu.enter_handler(event, back)
-        })
+        self.enter_handler(event, back, 0)
     }
 
-    fn enter_handler(&mut self, event: Event, back: u64) -> Result<Flow, Stop> {
-        match event.source {
-            Source::Exception if event.exception.is_fault() => self.state.set_flags(RF, RF),
-            Source::Software => self.state.set_flags(RF, 0),
-            _ => {}
-        }
-        let flow = if self.state.protected() {
-            self.enter_protected(event, back)
+    /// Goes to a handler, which finds `resume`, RF or nothing, in the flags that are saved for it. If it stops, the CPU's
+    /// state is as before.
+    fn enter_handler(&mut self, event: Event, back: u64, resume: u64) -> Result<Flow, Stop> {
+        let flags = self.state.rflags & !RF | resume;
+        let flow = if self.state.protected() && self.state.long_mode() {
+            let software = event.source == Source::Software;
+            self.enter_long(event.exception, software, back, flags).map(Flow::Jump)
         } else {
-            self.enter_real(event.exception.vector, back)
+            self.whole(|cpu| {
+                cpu.state.rflags = flags;
+                if cpu.state.protected() {
+                    cpu.enter_protected(event, back)
+                } else {
+                    cpu.enter_real(event.exception.vector, back)
+                }
+            })
         };
         match flow {
             Ok(Flow::Jump(target)) => {
@@ -164,6 +180,7 @@ impl<E: Memory + Platform> Cpu<E> {
     }
 
     /// The gate for `vector`, checked.
+    #[inline(always)]
     fn gate(&mut self, vector: u8, software: bool) -> Result<(Descriptor, u64), Stop> {
         let long = self.state.long_mode();
         let size = if long { 16 } else { 8 };
@@ -194,6 +211,77 @@ impl<E: Memory + Platform> Cpu<E> {
         Ok((gate, target))
     }
 
+    /// The code segment behind a gate, and the level at which it is executed.
+    #[inline(always)]
+    fn handler_code(&mut self, selector: u16) -> Result<(Descriptor, u8), Stop> {
+        if is_null(selector) {
+            return Err(Exception::gp(0).into());
+        }
+        let code = self.descriptor(selector, exception::GP)?;
+        let cpl = self.state.cpl();
+        if !code.is_code() || code.dpl() > cpl || (self.state.long_mode() && (!code.long() || code.db())) {
+            return Err(gp(selector));
+        }
+        if !code.present() {
+            return Err(not_present(selector));
+        }
+        let level = if code.is_conforming() { cpl } else { code.dpl() };
+        if self.state.virtual_8086() && level != 0 {
+            return Err(gp(selector));
+        }
+        Ok((code, level))
+    }
+
+    /// Goes to a handler in long mode: it is 64-bit code, its stack pointer may come from the IST or the TSS, and the old
+    /// one is always pushed. Gives the offset to go on at. All is found out before anything in the CPU changes.
+    #[inline(always)]
+    fn enter_long(&mut self, exception: Exception, software: bool, back: u64, flags: u64) -> Result<u64, Stop> {
+        let (gate, target) = self.gate(exception.vector, software)?;
+        let selector = gate.gate_selector();
+        let (mut code, level) = self.handler_code(selector)?;
+        let changes_level = level != self.state.cpl();
+        let ist = gate.raw >> 32 & 7;
+        let pointer = if ist != 0 {
+            self.long_stack(0x24 + 8 * (ist - 1))?
+        } else if changes_level {
+            self.long_stack(4 + 8 * u64::from(level))?
+        } else {
+            self.state.gpr[RSP]
+        };
+        self.check_offset(&mut code, target)?;
+        let top = pointer & !15;
+        let (cs, ss) = (self.state.sys.cs.selector.into(), self.state.sys.ss.selector.into());
+        let rsp = self.state.gpr[RSP];
+        let pointer = match exception.error_code {
+            Some(error) => self.push_words(top, [error.into(), back, cs, flags, rsp, ss], level)?,
+            None => self.push_words(top, [back, cs, flags, rsp, ss], level)?,
+        };
+        self.state.gpr[RSP] = pointer;
+        self.load_code(code, selector, level);
+        if changes_level {
+            self.state.sys.ss = null_segment(u16::from(level), level);
+        }
+        let interrupt_gate = gate.kind() == system::INTERRUPT_GATE;
+        self.state.rflags = flags & !(TF | NT | RF | VM | if interrupt_gate { IF } else { 0 });
+        Ok(target)
+    }
+
+    /// Writes a handler's frame, given from its lowest word on, below `top`, for the `level` at which the handler is. Gives
+    /// the new stack pointer.
+    #[inline(always)]
+    fn push_words<const N: usize>(&mut self, top: u64, words: [u64; N], level: u8) -> Result<u64, Stop> {
+        let bottom = top.wrapping_sub(8 * N as u64);
+        if !self.state.canonical(bottom) || !self.state.canonical(top.wrapping_sub(1)) {
+            return Err(Exception::with_code(exception::SS, 0).into());
+        }
+        let access = super::environment::Access {
+            user: level == 3,
+            ..Self::implicit(AccessKind::Write)
+        };
+        self.write_pushed_words(Gva::new(bottom), words, access)?;
+        Ok(bottom)
+    }
+
     fn enter_protected(&mut self, event: Event, back: u64) -> Result<Flow, Stop> {
         let software = event.source == Source::Software;
         let (gate, target) = self.gate(event.exception.vector, software)?;
@@ -202,23 +290,7 @@ impl<E: Memory + Platform> Cpu<E> {
             let code = event.exception.error_code;
             return self.switch_task(selector, Cause::Event { code }, back);
         }
-        if is_null(selector) {
-            return Err(Exception::gp(0).into());
-        }
-        let code = self.descriptor(selector, exception::GP)?;
-        let cpl = self.state.cpl();
-        let long = self.state.long_mode();
-        if !code.is_code() || code.dpl() > cpl || (long && (!code.long() || code.db())) {
-            return Err(gp(selector));
-        }
-        if !code.present() {
-            return Err(not_present(selector));
-        }
-        let level = if code.is_conforming() { cpl } else { code.dpl() };
-        let from_virtual = self.state.virtual_8086();
-        if from_virtual && level != 0 {
-            return Err(gp(selector));
-        }
+        let (code, level) = self.handler_code(selector)?;
         let old = Interrupted {
             ss: self.state.sys.ss,
             rsp: self.state.gpr[RSP],
@@ -229,60 +301,14 @@ impl<E: Memory + Platform> Cpu<E> {
             code,
             target,
             level,
-            changes_level: level != cpl,
+            changes_level: level != self.state.cpl(),
             old,
             error_code: event.exception.error_code.map(u64::from),
         };
-        let flow = if long {
-            self.switch_long_stack(&entry)?
-        } else {
-            self.switch_legacy_stack(&entry)?
-        };
+        let flow = self.switch_legacy_stack(&entry)?;
         let interrupt_gate = matches!(gate.kind(), system::INTERRUPT_GATE | system::INTERRUPT_GATE_16);
         let cleared = TF | NT | RF | VM | if interrupt_gate { IF } else { 0 };
         self.state.set_flags(cleared, 0);
-        Ok(flow)
-    }
-
-    /// Long mode: the stack pointer may come from the IST or the TSS, and is always pushed.
-    fn switch_long_stack(&mut self, entry: &Entry) -> Result<Flow, Stop> {
-        let Entry {
-            gate,
-            code,
-            target,
-            level,
-            changes_level,
-            old,
-            error_code,
-        } = *entry;
-        let ist = gate.raw >> 32 & 7;
-        let pointer = if ist != 0 {
-            self.long_stack(0x24 + 8 * (ist - 1))?
-        } else if changes_level {
-            self.long_stack(4 + 8 * u64::from(level))?
-        } else {
-            old.rsp
-        };
-        let flow = self.enter_code(code, gate.gate_selector(), level, target)?;
-        if changes_level {
-            self.state.sys.ss = null_segment(u16::from(level), level);
-        }
-        self.state.gpr[RSP] = pointer & !15;
-        let [flags, selector, back] = old.frame;
-        let words = [
-            u64::from(old.ss.selector),
-            old.rsp,
-            flags,
-            selector,
-            back,
-            error_code.unwrap_or(0),
-        ];
-        let count = words.len() - usize::from(error_code.is_none());
-        let access = super::environment::Access {
-            user: level == 3,
-            ..Self::implicit(AccessKind::Write)
-        };
-        self.push_frame(&words[..count], Width::B8, access)?;
         Ok(flow)
     }
 

@@ -64,10 +64,30 @@ impl<E: Memory + Platform> Cpu<E> {
     /// Writes words of `step` bytes that are pushed together, all of them or none. A page fault names the first of them
     /// that can't be pushed: the highest.
     pub(super) fn write_pushed(&mut self, at: Gva, bytes: &[u8], step: usize, access: Access) -> Result<(), Stop> {
-        let Err(stop) = self.write_frame(at, bytes, access) else {
-            return Ok(());
-        };
-        for offset in (0..bytes.len()).step_by(step).rev() {
+        match self.write_frame(at, bytes, access) {
+            Ok(()) => Ok(()),
+            Err(stop) => self.not_pushed(at, bytes.len(), step, access, stop),
+        }
+    }
+
+    /// As [`Cpu::write_pushed`], for words of 8 bytes.
+    #[inline(always)]
+    pub(super) fn write_pushed_words<const N: usize>(
+        &mut self,
+        at: Gva,
+        words: [u64; N],
+        access: Access,
+    ) -> Result<(), Stop> {
+        match self.write_frame_words(at, words, access) {
+            Ok(()) => Ok(()),
+            Err(stop) => self.not_pushed(at, 8 * N, 8, access, stop),
+        }
+    }
+
+    /// Why words could not be pushed: `stop`, unless one of them says so first.
+    #[cold]
+    fn not_pushed(&mut self, at: Gva, length: usize, step: usize, access: Access, stop: Stop) -> Result<(), Stop> {
+        for offset in (0..length).step_by(step).rev() {
             self.env.probe(at.wrapping_add(offset as u64), step, access)?;
         }
         Err(stop)

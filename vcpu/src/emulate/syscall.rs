@@ -11,6 +11,14 @@ use iced_x86::{Code, Instruction};
 
 impl<E: Memory + Platform> Cpu<E> {
     pub(super) fn syscall(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
+        self.call_system(self.next_rip(insn))?;
+        self.env.translation(Translation::PrivilegeChanged, &self.state);
+        Ok(Flow::Done)
+    }
+
+    /// `syscall`, which returns to `next`. RIP and RF are as they are to be.
+    #[inline]
+    pub(crate) fn call_system(&mut self, next: u64) -> Result<(), Stop> {
         let sys = &self.state.sys;
         if sys.efer & efer::SCE == 0 || !self.state.protected() {
             return Err(Exception::UD.into());
@@ -18,20 +26,28 @@ impl<E: Memory + Platform> Cpu<E> {
         if !self.state.long_mode() {
             return Err(Stop::Unsupported);
         }
-        let msrs = self.state.msrs;
+        let msrs = &self.state.msrs;
         let target = if self.state.long_code() { msrs.lstar } else { msrs.cstar };
         let selector = (msrs.star >> 32) as u16 & !3;
-        self.state.gpr[RCX] = self.next_rip(insn);
+        let cleared = msrs.sfmask | RF;
+        self.state.gpr[RCX] = next;
         self.state.gpr[11] = self.state.rflags & !RF;
         self.state.sys.cs = flat_code(selector, 0, true);
         self.state.sys.ss = flat_data(selector.wrapping_add(8), 0);
-        self.state.rflags = self.state.rflags & !(msrs.sfmask | RF) | FIXED;
+        self.state.rflags = self.state.rflags & !cleared | FIXED;
         self.state.rip = target;
+        Ok(())
+    }
+
+    pub(super) fn sysret(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
+        self.return_from_system(insn.code() == Code::Sysretq)?;
         self.env.translation(Translation::PrivilegeChanged, &self.state);
         Ok(Flow::Done)
     }
 
-    pub(super) fn sysret(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
+    /// `sysret`, to 64-bit code if `long`. RIP and RF are as they are to be.
+    #[inline]
+    pub(crate) fn return_from_system(&mut self, long: bool) -> Result<(), Stop> {
         if self.state.sys.efer & efer::SCE == 0 || !self.state.protected() {
             return Err(Exception::UD.into());
         }
@@ -41,7 +57,6 @@ impl<E: Memory + Platform> Cpu<E> {
         if !self.state.long_mode() {
             return Err(Stop::Unsupported);
         }
-        let long = insn.code() == Code::Sysretq;
         let target = self.state.gpr[RCX];
         if long && !self.state.canonical(target) {
             return Err(Exception::gp(0).into());
@@ -52,8 +67,7 @@ impl<E: Memory + Platform> Cpu<E> {
         self.state.sys.ss = flat_data(base.wrapping_add(8) | 3, 3);
         self.state.rflags = self.state.gpr[11] & 0x003c_7fd7 & !(RF | VM) | FIXED;
         self.state.rip = if long { target } else { target & 0xffff_ffff };
-        self.env.translation(Translation::PrivilegeChanged, &self.state);
-        Ok(Flow::Done)
+        Ok(())
     }
 
     pub(super) fn sysenter(&mut self, _insn: &Instruction) -> Result<Flow, Stop> {
@@ -95,6 +109,13 @@ impl<E: Memory + Platform> Cpu<E> {
     }
 
     pub(super) fn swapgs(&mut self, _insn: &Instruction) -> Result<Flow, Stop> {
+        self.swap_gs_bases()?;
+        Ok(Flow::Next)
+    }
+
+    /// `swapgs`, but for RIP.
+    #[inline]
+    pub(crate) fn swap_gs_bases(&mut self) -> Result<(), Stop> {
         if !self.state.long_code() {
             return Err(Exception::UD.into());
         }
@@ -102,7 +123,7 @@ impl<E: Memory + Platform> Cpu<E> {
             return Err(Exception::gp(0).into());
         }
         core::mem::swap(&mut self.state.sys.gs.base, &mut self.state.msrs.kernel_gs_base);
-        Ok(Flow::Next)
+        Ok(())
     }
 }
 

@@ -133,6 +133,16 @@ impl Place<'_> {
         }
     }
 
+    /// Copies `words`, which are as long as the place, in.
+    #[inline(always)]
+    pub fn write_words<const N: usize>(self, words: [u64; N]) {
+        debug_assert_eq!(8 * N, self.length);
+        for (index, word) in words.into_iter().take(self.length / 8).enumerate() {
+            // SAFETY: mapped and writable as in `write`, and eight bytes are left.
+            unsafe { raw::store::<64>(self.start.wrapping_add(8 * index), word) };
+        }
+    }
+
     fn write_long(self, bytes: &[u8]) {
         let whole = self.length.min(bytes.len()) / 8 * 8;
         let (long, rest) = bytes.split_at(whole);

@@ -177,13 +177,13 @@ impl Platform for World {
     }
 
     fn translation(&mut self, change: Translation, state: &CpuState) {
-        self.moved = true;
         match change {
             Translation::InvalidateAddress(at) => self.walker.invalidate(&mut self.tlb, at),
             Translation::InvalidateAll | Translation::ControlsChanged => self.walker.set_state(state, &mut self.tlb),
-            // The TLB has tables for each privilege.
-            Translation::PrivilegeChanged => {}
+            // The TLB has tables for each privilege, and whoever executes looks at the mode.
+            Translation::PrivilegeChanged => return,
         }
+        self.moved = true;
     }
 
     fn physical_width(&self) -> u32 {

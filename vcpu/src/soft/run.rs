@@ -26,8 +26,9 @@ impl SoftVcpu {
         self.execute_block(once || self.cpu.state.flag(flags::RF))
     }
 
-    /// Executes blocks by fast ops, for [`SLICE`] instructions or as long as nothing wants attention.
-    fn execute_fast(&mut self, mode: Mode) -> Step {
+    /// Executes blocks by fast ops, for [`SLICE`] instructions or as long as nothing wants attention. The privilege level
+    /// may change on the way, and what else of the mode leaves the code segment where it is.
+    fn execute_fast(&mut self, mut mode: Mode) -> Step {
         let env = &mut self.cpu.env;
         env.tlb.set_rights(mode.rights);
         env.vectors = self.cpu.state.has_vectors();
@@ -43,6 +44,10 @@ impl SoftVcpu {
                 return step;
             }
             settle_flags(&mut self.cpu);
+            mode = match Mode::of(&self.cpu.state) {
+                Some(mode) => mode,
+                None => return Step::Done { trap: false },
+            };
             let Some(id) = self.find_block() else {
                 self.cpu.env.now = self.executed;
                 self.executed += 1;
@@ -54,7 +59,7 @@ impl SoftVcpu {
     }
 
     /// Executes one block after the other. `None` if the block at RIP is not known.
-    fn execute_chain(&mut self, mode: Mode, limit: u64) -> Option<Step> {
+    fn execute_chain(&mut self, mut mode: Mode, limit: u64) -> Option<Step> {
         let Self {
             cpu,
             blocks,
@@ -66,31 +71,50 @@ impl SoftVcpu {
         let (_, mut block) = blocks.known(cpu.state.rip, tag)?;
         loop {
             let went = Op::run_all(cpu, &block.ops);
-            let end = if went.go() == Go::Jump {
-                *executed += (block.ops.len() - went.left()) as u64;
-                End::Branch(went)
-            } else {
-                let end = run_on(block, cpu, mode, executed, went);
-                tag = tag_of(cpu, mode);
-                end
+            let end = match went.go() {
+                Go::Jump => {
+                    *executed += (block.ops.len() - went.left()) as u64;
+                    End::Branch(went)
+                }
+                Go::Cross => {
+                    *executed += (block.ops.len() - went.left()) as u64;
+                    End::Cross(Some(went))
+                }
+                _ => {
+                    let end = run_on(block, cpu, mode, executed, went);
+                    tag = tag_of(cpu, mode);
+                    end
+                }
             };
-            let jump = match end {
+            let branch = match end {
                 End::Leave(step) => return Some(step),
                 _ if *executed >= limit => return Some(Step::Done { trap: false }),
-                End::Branch(went) => {
-                    if let Some(next) = blocks.linked(went.link(), cpu.state.rip, tag) {
-                        block = next;
-                        continue;
-                    }
-                    block.ops.get((block.ops.len() - went.left()).wrapping_sub(1))
-                }
-                // The core's last instruction may be what an interrupt has waited for, or have sent one.
-                End::Block if signals.any() => return Some(Step::Done { trap: false }),
+                End::Branch(went) => Some(went),
+                // The core's last instruction may be what an interrupt has waited for, or have sent one; and one may be let
+                // in where the mode changes.
+                End::Block | End::Cross(_) if signals.any() => return Some(Step::Done { trap: false }),
                 End::Block => None,
+                End::Cross(went) => {
+                    let Some(other) = cross(cpu, mode) else {
+                        return Some(Step::Done { trap: false });
+                    };
+                    mode = other;
+                    tag = tag_of(cpu, mode);
+                    went
+                }
             };
-            let (id, next) = blocks.known(cpu.state.rip, tag)?;
-            if let Some(jump) = jump {
-                jump.set_link(id);
+            let rip = cpu.state.rip;
+            if let Some(went) = branch
+                && let Some(next) = blocks.linked(went.link(), rip, tag)
+            {
+                block = next;
+                continue;
+            }
+            let (id, next) = blocks.known(rip, tag)?;
+            if let Some(went) = branch
+                && let Some(op) = block.ops.get((block.ops.len() - went.left()).wrapping_sub(1))
+            {
+                op.set_link(id);
             }
             block = next;
         }
@@ -171,6 +195,20 @@ fn tag_of(cpu: &Cpu<World>, mode: Mode) -> u64 {
     cpu.env.tlb.epoch() << 4 | mode.number()
 }
 
+/// The mode in which code goes on after an instruction that may have changed it. `None` if something is to be looked at
+/// first.
+#[inline(always)]
+fn cross(cpu: &mut Cpu<World>, from: Mode) -> Option<Mode> {
+    let mode = Mode::of(&cpu.state)?;
+    // What was pushed may have changed code or a page table, and after a serialising instruction what others did to code
+    // counts.
+    if mode.origin != from.origin || cpu.env.moved || !cpu.env.is_current() {
+        return None;
+    }
+    cpu.env.tlb.set_rights(mode.rights);
+    Some(mode)
+}
+
 /// RIP so many bytes behind the beginning of a block.
 #[inline]
 fn at(start: u64, bytes: u64, size: CodeSize) -> u64 {
@@ -188,6 +226,8 @@ enum End {
     Branch(Went),
     /// Likewise, by anything else.
     Block,
+    /// Likewise, perhaps in another mode; by an op that came so far, if it was one.
+    Cross(Option<Went>),
     /// Something is to be looked at first.
     Leave(Step),
 }
@@ -210,6 +250,7 @@ fn run_on(block: &Block, cpu: &mut Cpu<World>, mode: Mode, executed: &mut u64, f
                 cpu.state.rip = at(start, block.bytes(), mode.size);
                 return End::Block;
             }
+            Go::Cross => return End::Cross(Some(went)),
             Go::Slow | Go::Repeat => {}
         }
         let index = count - 1;
@@ -235,8 +276,11 @@ fn run_on(block: &Block, cpu: &mut Cpu<World>, mode: Mode, executed: &mut u64, f
         }
         let plain = step == (Step::Done { trap: false }) && !cpu.env.moved;
         // A serialising instruction has what others did to code count from now on.
-        if !plain || Mode::of(&cpu.state) != Some(mode) || !cpu.env.is_current() {
+        if !plain || !cpu.env.is_current() {
             return End::Leave(step);
+        }
+        if Mode::of(&cpu.state) != Some(mode) {
+            return End::Cross(None);
         }
         if cpu.state.rip != at(start, end, mode.size) || went.left() == 0 {
             return End::Block;

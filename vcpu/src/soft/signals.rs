@@ -34,6 +34,11 @@ impl Signals {
         self.interrupt.store(false, Ordering::SeqCst);
     }
 
+    /// Whoever waits was looked at, and waits on. For the vCPU itself, which sleeps not now.
+    pub fn leave_raised(&self) {
+        self.interrupt.store(true, Ordering::SeqCst);
+    }
+
     fn wake(&self) {
         let _guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
         self.woken.notify_one();

@@ -312,14 +312,13 @@ impl SoftVcpu {
 
     /// Begins to deliver the interrupt that waits, if one does and the CPU takes it now.
     fn interrupt(&mut self) {
+        // What comes from here on is looked at again.
+        self.signals.lower();
         self.take_events();
         let open =
             !self.stopped && self.cpu.state.flag(flags::IF) && !self.cpu.state.interrupt_shadow && self.event.is_none();
-        let Some(source) = self.interrupts.as_ref().filter(|_| open) else {
-            return;
-        };
-        self.signals.lower();
-        if source.is_pending() {
+        let pending = |source: &&Arc<dyn IntrSource>| source.is_pending();
+        if let Some(source) = self.interrupts.as_ref().filter(|_| open).filter(pending) {
             let exception = Exception::new(source.acknowledge());
             let vector = exception.vector;
             self.cpu.env.delivers(self.executed, || Delivered::Interrupt(vector));
@@ -328,9 +327,13 @@ impl SoftVcpu {
                 source: Source::External,
             });
             self.halted = false;
-            if source.is_pending() {
-                self.signals.raise();
-            }
+        }
+        // What waits on is taken when the guest lets it in, of which nobody tells.
+        let own = self.cpu.env.apic.as_ref();
+        if self.interrupts.as_ref().is_some_and(|source| source.is_pending())
+            || own.is_some_and(|own| own.apic.has_event(true))
+        {
+            self.signals.leave_raised();
         }
     }
 

@@ -323,6 +323,17 @@ impl Memory for World {
         }
     }
 
+    #[inline(always)]
+    fn write_words<const N: usize>(&mut self, at: Gva, words: [u64; N], access: Access) -> Result<(), Stop> {
+        match self.tlb.find(at, 8 * N, access) {
+            Some(place) => {
+                place.write_words(words);
+                Ok(())
+            }
+            None => self.write_slowly(at, words.map(u64::to_le_bytes).as_flattened(), access),
+        }
+    }
+
     fn probe(&mut self, at: Gva, length: usize, access: Access) -> Result<(), Stop> {
         if self.tlb.find(at, length, access).is_some() {
             return Ok(());

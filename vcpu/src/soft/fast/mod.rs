@@ -14,7 +14,7 @@
 //!
 //! Ops are for 64-bit mode, for 32-bit code with flat segments, and for what needs no segment in real mode ([`mode`]).
 //! Read in this order: this file, `flags`, `memory`, `alu`, `shift`, `muldiv`, `bits`, `moves`, `stack`, `string`, `branch`,
-//! `vector`, `scalar`, `select`, `select_transfer`, `select_vector` and `fuse`.
+//! `system`, `vector`, `scalar`, `select`, `select_transfer`, `select_vector` and `fuse`.
 
 mod alu;
 mod bits;
@@ -32,6 +32,7 @@ mod select_vector;
 mod shift;
 mod stack;
 mod string;
+mod system;
 mod vector;
 
 pub(super) use fuse::fuse;
@@ -56,6 +57,8 @@ pub(super) enum Go {
     Jump,
     /// Of the last op, a part is done; it is to be run again when others have had a look.
     Repeat,
+    /// The last op is done, and RIP says where to, perhaps in another mode.
+    Cross,
 }
 
 /// How far a run of ops came: how it ended, how many ops are behind the last one, and the link of a jump. One number, so
@@ -65,28 +68,29 @@ pub(super) struct Went(u64);
 
 impl Went {
     const fn new(go: Go, left: usize) -> Self {
-        Self((left as u64) << 2 | go as u64)
+        Self((left as u64) << 3 | go as u64)
     }
 
-    const fn jump(left: usize, link: u32) -> Self {
-        Self((link as u64) << 32 | Self::new(Go::Jump, left).0)
+    const fn linked(go: Go, left: usize, link: u32) -> Self {
+        Self((link as u64) << 32 | Self::new(go, left).0)
     }
 
     /// How it ended.
     #[inline(always)]
     pub const fn go(self) -> Go {
-        match self.0 & 3 {
+        match self.0 & 7 {
             0 => Go::End,
             1 => Go::Slow,
             2 => Go::Jump,
-            _ => Go::Repeat,
+            3 => Go::Repeat,
+            _ => Go::Cross,
         }
     }
 
     /// Ops behind the last one.
     #[inline(always)]
     pub const fn left(self) -> usize {
-        (self.0 as u32 >> 2) as usize
+        (self.0 as u32 >> 3) as usize
     }
 
     /// Of a jump, to which block it went last, as [`Op::set_link`] said.
@@ -180,7 +184,13 @@ fn slow(rest: &[Op]) -> Went {
 /// RIP is set by the branch `op` before `rest`.
 #[inline(always)]
 fn jumped(op: &Op, rest: &[Op]) -> Went {
-    Went::jump(rest.len(), op.extra.get())
+    Went::linked(Go::Jump, rest.len(), op.extra.get())
+}
+
+/// Likewise, and the mode may be another.
+#[inline(always)]
+fn crossed(op: &Op, rest: &[Op]) -> Went {
+    Went::linked(Go::Cross, rest.len(), op.extra.get())
 }
 
 /// A general-purpose register.

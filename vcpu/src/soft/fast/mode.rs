@@ -22,18 +22,15 @@ pub(in crate::soft) struct Mode {
 
 impl Mode {
     /// The mode, if it is one for fast ops.
+    #[inline(always)]
     pub fn of(state: &CpuState) -> Option<Self> {
         // Fast ops look at no breakpoint.
         if state.interrupt_shadow || state.rflags & SPECIAL != 0 || state.has_breakpoints() {
             return None;
         }
         let size = state.code_size();
-        match size {
-            CodeSize::Bits64 => {}
-            CodeSize::Bits32 if is_flat(state) => {}
-            // Ops of 16-bit code reach no memory, and jump no further than 16 bits.
-            CodeSize::Bits16 if state.real_segments() && state.sys.cs.limit >= 0xffff => {}
-            _ => return None,
+        if size != CodeSize::Bits64 && !fits(state, size) {
+            return None;
         }
         let (user, flag) = (state.cpl() == 3, state.flag(flags::AC));
         if user && flag && state.sys.cr0 & cr0::AM != 0 {
@@ -50,7 +47,8 @@ impl Mode {
         })
     }
 
-    /// A number for each mode but for its origin, below 16.
+    /// A number for what code is in this mode, below 16: it may be fetched by a user or not, whatever data may be accessed
+    /// besides.
     #[inline]
     pub fn number(self) -> u64 {
         let size = match self.size {
@@ -58,7 +56,16 @@ impl Mode {
             CodeSize::Bits32 => 1 << 2,
             CodeSize::Bits64 => 2 << 2,
         };
-        u64::from(self.rights) | size
+        u64::from(self.rights != 0) | size
+    }
+}
+
+/// Whether the segments are such that there are fast ops for code of 16 or 32 bits.
+fn fits(state: &CpuState, size: CodeSize) -> bool {
+    match size {
+        CodeSize::Bits32 => is_flat(state),
+        // Ops of 16-bit code reach no memory, and jump no further than 16 bits.
+        _ => state.real_segments() && state.sys.cs.limit >= 0xffff,
     }
 }
 

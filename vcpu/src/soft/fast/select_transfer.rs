@@ -3,7 +3,7 @@
 use super::memory::NARROW;
 use super::select::{memory, number, second_operand};
 use super::stack::Pushed;
-use super::{CONDITIONAL, Op, Run, UNCONDITIONAL, branch, moves, select_vector, stack, string};
+use super::{CONDITIONAL, Op, Run, UNCONDITIONAL, branch, moves, select_vector, stack, string, system};
 use crate::emulate::width::Width;
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic as M, OpKind, Register};
 
@@ -76,6 +76,9 @@ pub(super) fn find(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
         }
         M::Jmp | M::Call => return jump(op, insn, long),
         _ if insn.condition_code() != ConditionCode::None => return conditional(op, insn, long),
+        M::Stac | M::Clac | M::Syscall | M::Sysret | M::Sysretq | M::Swapgs | M::Int | M::Iretq => {
+            return system::find(op, insn, long);
+        }
         _ => return select_vector::find(op, insn, long),
     };
     Some(run)
