@@ -20,67 +20,77 @@ pub(crate) enum Op {
     Div,
 }
 
-macro_rules! binary {
-    ($name:ident, $lanes:ident, $root:ident, $float:ty, $bits:ty, $fraction:expr) => {
-        /// The result, if the host may say it.
-        #[inline(always)]
-        pub(crate) fn $name(op: Op, a: $bits, b: $bits) -> Option<$bits> {
-            $lanes(op, [a], [b]).map(|[result]| result)
-        }
+/// A format in which hosts compute.
+pub(crate) trait Real: Copy + PartialOrd + Into<f64> {
+    /// The result, if the host may say it.
+    fn compute(op: Op, a: Self, b: Self) -> Option<Self>;
+    /// The square root, if the host may say it: of normal positive numbers, whose roots are normal, and of zeros.
+    fn root(self) -> Option<Self>;
+    /// Whether its exponent is the smallest and it isn't zero.
+    fn is_denormal(self) -> bool;
+    /// The number nearest to an integer.
+    fn from_integer(value: i64) -> Self;
+}
 
-        /// The results of several lanes, if the host may say them all.
-        #[inline(always)]
-        pub(crate) fn $lanes<const N: usize>(op: Op, a: [$bits; N], b: [$bits; N]) -> Option<[$bits; N]> {
-            let results: [$float; N] = std::array::from_fn(|lane| {
-                let (x, y) = (<$float>::from_bits(a[lane]), <$float>::from_bits(b[lane]));
-                match op {
-                    Op::Add => x + y,
-                    Op::Sub => x - y,
-                    Op::Mul => x * y,
-                    Op::Div => x / y,
-                }
-            });
-            let results = results.map(<$float>::to_bits);
-            // A sum that is zero is exact.
-            let exact_zero = matches!(op, Op::Add | Op::Sub);
-            // Without branches, so that lanes are looked at side by side.
-            let fits = (0..N).fold(true, |fits, lane| {
-                let result = results[lane];
-                fits & plain(a[lane]) & plain(b[lane]) & ((exact_zero & (result << 1 == 0)) | normal(result))
-            });
-            return fits.then_some(results);
-
-            /// Normal or zero.
+macro_rules! real {
+    ($float:ident, $bits:ident, $fraction:expr) => {
+        impl Real for $float {
             #[inline(always)]
-            fn plain(bits: $bits) -> bool {
-                (bits << 1 == 0) | (exponent(bits).wrapping_sub(1) < TOP - 1)
+            fn compute(op: Op, a: Self, b: Self) -> Option<Self> {
+                /// Twice the bits of the smallest number that isn't rounded up to a normal one.
+                const SMALLEST: $bits = 4 << $fraction;
+                /// Twice the bits of infinity, without what does not fit.
+                const INFINITY: $bits = <$bits>::MAX << ($fraction + 1);
+                let result = match op {
+                    Op::Add => a + b,
+                    Op::Sub => a - b,
+                    Op::Mul => a * b,
+                    Op::Div => a / b,
+                };
+                // Of operands that aren't finite, no result is normal.
+                let normal = (result.to_bits() << 1).wrapping_sub(SMALLEST) < INFINITY - SMALLEST;
+                let exact = || {
+                    result == 0.0
+                        && match op {
+                            // A sum that is zero is exact.
+                            Op::Add | Op::Sub => true,
+                            Op::Mul => a == 0.0 || b == 0.0,
+                            Op::Div => a == 0.0,
+                        }
+                };
+                ((normal || exact()) && !a.is_denormal() && !b.is_denormal()).then_some(result)
             }
 
-            /// Normal, and not by rounding up to it.
             #[inline(always)]
-            fn normal(bits: $bits) -> bool {
-                exponent(bits).wrapping_sub(2) < TOP - 2
+            fn root(self) -> Option<Self> {
+                ((Self::MIN_POSITIVE..=Self::MAX).contains(&self) || self == 0.0).then(|| self.sqrt())
             }
 
-            const TOP: $bits = <$bits>::MAX << 1 >> ($fraction + 1);
+            #[inline(always)]
+            fn is_denormal(self) -> bool {
+                // One less, so that zeros are the largest.
+                (self.to_bits() << 1).wrapping_sub(1) < (2 << $fraction) - 1
+            }
 
             #[inline(always)]
-            fn exponent(bits: $bits) -> $bits {
-                bits << 1 >> ($fraction + 1)
+            fn from_integer(value: i64) -> Self {
+                value as Self
             }
-        }
-
-        /// The square root, if the host may say it: of normal positive numbers, whose roots are normal.
-        #[inline]
-        pub(crate) fn $root(a: $bits) -> Option<$bits> {
-            let x = <$float>::from_bits(a);
-            (x.is_normal() && x > 0.0).then(|| x.sqrt().to_bits())
         }
     };
 }
 
-binary!(single, singles, single_root, f32, u32, 23);
-binary!(double, doubles, double_root, f64, u64, 52);
+real!(f32, u32, 23);
+real!(f64, u64, 52);
+
+/// Rounds to the nearest integer, ties to even, if none of its bits is lost on the way.
+#[inline(always)]
+pub(crate) fn round_to_even(value: f64) -> Option<f64> {
+    const LIMIT: f64 = 2_251_799_813_685_248.0;
+    // Numbers of this size, with such a one added, have no bit left behind the point.
+    const WHOLE: f64 = 3.0 * LIMIT;
+    (value.abs() < LIMIT).then_some(value + WHOLE - WHOLE)
+}
 
 #[cfg(test)]
 mod tests {
@@ -90,15 +100,17 @@ mod tests {
 
     const OPS: [Op; 4] = [Op::Add, Op::Sub, Op::Mul, Op::Div];
 
+    const ENV: Env = Env {
+        mode: Mode::Nearest,
+        masks: flag::ALL,
+        daz: false,
+        ftz: false,
+        x87: false,
+        flags: 0,
+    };
+
     fn soft(op: Op, a: u64, b: u64, format: super::super::Format) -> (u64, u16) {
-        let mut env = Env {
-            mode: Mode::Nearest,
-            masks: flag::ALL,
-            daz: false,
-            ftz: false,
-            x87: false,
-            flags: 0,
-        };
+        let mut env = ENV;
         let (a, b) = (Number::unpack(a, format), Number::unpack(b, format));
         let result = match op {
             Op::Add => ops::add(&mut env, a, b, format),
@@ -109,17 +121,46 @@ mod tests {
         (result.pack(format), env.flags & flag::ALL & !flag::PE)
     }
 
+    fn root(a: u64, format: super::super::Format) -> (u64, u16) {
+        let mut env = ENV;
+        let result = ops::sqrt(&mut env, Number::unpack(a, format), format);
+        (result.pack(format), env.flags & flag::ALL & !flag::PE)
+    }
+
+    /// Any bits, or those of numbers at the edges of what is normal, of either width.
+    fn number() -> impl Strategy<Value = u64> {
+        prop_oneof![
+            any::<u64>(),
+            (0_u64..4, 0_u64..4, any::<u64>()).prop_map(|(edge, low, sign)| edge << 52 | low | sign & 1 << 63),
+            (0_u64..4, 0_u64..4, any::<u64>()).prop_map(|(edge, low, sign)| edge << 23 | low | sign & 1 << 31),
+            0x7fc0_0000_0000_0000_u64..0x7ff1_0000_0000_0000,
+            0x7e80_0000_u64..0x7f81_0000,
+        ]
+    }
+
     proptest! {
         #[test]
-        fn host_and_software_agree_where_the_host_answers(a: u64, b: u64, near in 0_u64..4, which in 0_usize..4) {
+        fn root_of_host_and_software_agree_where_the_host_answers(a in number()) {
+            if let Some(result) = f64::from_bits(a).root() {
+                prop_assert_eq!((result.to_bits(), 0), root(a, DOUBLE));
+            }
+            if let Some(result) = f32::from_bits(a as u32).root() {
+                prop_assert_eq!((u64::from(result.to_bits()), 0), root(a & 0xffff_ffff, SINGLE));
+            }
+        }
+
+        #[test]
+        fn host_and_software_agree_where_the_host_answers(
+            a in number(), b in number(), near in 0_u64..8, which in 0_usize..4,
+        ) {
             // Half of the operands lie close together, where subtraction cancels.
-            let b = if near == 0 { b } else { a ^ b >> (20 * near - 8) };
-            if let Some(result) = double(OPS[which], a, b) {
-                prop_assert_eq!((result, 0), soft(OPS[which], a, b, DOUBLE));
+            let b = if near > 3 { b } else { a ^ b >> (20 * near + 3) };
+            if let Some(result) = f64::compute(OPS[which], f64::from_bits(a), f64::from_bits(b)) {
+                prop_assert_eq!((result.to_bits(), 0), soft(OPS[which], a, b, DOUBLE));
             }
             let (a, b) = (a as u32, b as u32);
-            if let Some(result) = single(OPS[which], a, b) {
-                prop_assert_eq!((u64::from(result), 0), soft(OPS[which], a.into(), b.into(), SINGLE));
+            if let Some(result) = f32::compute(OPS[which], f32::from_bits(a), f32::from_bits(b)) {
+                prop_assert_eq!((u64::from(result.to_bits()), 0), soft(OPS[which], a.into(), b.into(), SINGLE));
             }
         }
     }

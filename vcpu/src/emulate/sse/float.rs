@@ -4,8 +4,10 @@
 use super::super::dispatch::Handler;
 use super::super::environment::{Memory, Platform, Stop};
 use super::super::flags::{CF, PF, ZF, when};
-use super::super::float::{DOUBLE, Env, Format, Mode, Number, SINGLE, convert, flag, host, ops};
+use super::super::float::host::{self, Real};
+use super::super::float::{DOUBLE, Env, Format, Mode, Number, SINGLE, convert, flag, ops};
 use super::super::{Cpu, Flow};
+use super::packed::Lane;
 use iced_x86::{Instruction, Mnemonic as M};
 use std::cmp::Ordering;
 
@@ -203,13 +205,27 @@ fn root(env: &mut Env, bits: u64, format: Format) -> u64 {
 /// What the host says about one pair of lanes.
 #[inline]
 fn by_host(op: Op, a: u64, b: u64, format: Format) -> Option<u64> {
-    let single = format == SINGLE;
-    match op {
-        Op::Host(op) if single => host::single(op, a as u32, b as u32).map(u64::from),
-        Op::Host(op) => host::double(op, a, b),
-        Op::Sqrt if single => host::single_root(b as u32).map(u64::from),
-        Op::Sqrt => host::double_root(b),
-        _ => None,
+    fn bits<F: Real>(op: Op, a: F, b: F) -> Option<F> {
+        match op {
+            Op::Host(op) => F::compute(op, a, b),
+            Op::Sqrt => b.root(),
+            _ => None,
+        }
+    }
+    if format == SINGLE {
+        bits(op, f32::from_bits(a as u32), f32::from_bits(b as u32)).map(|result| result.to_bits().into())
+    } else {
+        bits(op, f64::from_bits(a), f64::from_bits(b)).map(f64::to_bits)
+    }
+}
+
+/// What the host says about all pairs.
+#[inline]
+fn packed(op: host::Op, a: u128, b: u128, format: Format) -> Option<u128> {
+    if format == SINGLE {
+        f32::packed(op, a, b)
+    } else {
+        f64::packed(op, a, b)
     }
 }
 
@@ -233,6 +249,14 @@ impl<E: Memory + Platform> Cpu<E> {
         };
         let mut env = self.sse_env();
         let by_host_allowed = host::allowed(self.state.fpu.mxcsr);
+        if let Op::Host(op) = op
+            && !scalar
+            && by_host_allowed
+            && let Some(result) = packed(op, a, b, format)
+        {
+            self.set_xmm(insn.op0_register(), result);
+            return Ok(Flow::Next);
+        }
         let count = if scalar { 1 } else { 128 / format.width() };
         let mut result = a;
         for index in 0..count {

@@ -6,7 +6,7 @@ use iced_x86::Mnemonic as M;
 macro_rules! lanes {
     ($name:ident, $lane:ty) => {
         #[inline(always)]
-        pub(super) fn $name(a: u128, b: u128, operation: impl Fn($lane, $lane) -> $lane) -> u128 {
+        pub(super) fn $name(a: u128, b: u128, mut operation: impl FnMut($lane, $lane) -> $lane) -> u128 {
             const BYTES: usize = size_of::<$lane>();
             const LANES: usize = 16 / BYTES;
             let split = |value: u128| -> [$lane; LANES] {
@@ -39,6 +39,15 @@ pub(crate) type Binary = fn(u128, u128) -> u128;
 
 /// Instructions that compute each lane from the two lanes at its place.
 pub(crate) const fn operation(mnemonic: M) -> Option<Binary> {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(operation) = super::simd::lanes(mnemonic) {
+        return Some(operation);
+    }
+    by_lanes(mnemonic)
+}
+
+/// The same lane by lane.
+pub(super) const fn by_lanes(mnemonic: M) -> Option<Binary> {
     let operation: Binary = match mnemonic {
         M::Pand | M::Andps | M::Andpd => |a, b| a & b,
         M::Pandn | M::Andnps | M::Andnpd => |a, b| !a & b,
@@ -130,6 +139,15 @@ pub(crate) type ByCount = fn(u128, u32) -> u128;
 
 /// Shifts of every lane by one count; a count of the width or more leaves zero, or the sign.
 pub(crate) const fn shift(mnemonic: M) -> Option<ByCount> {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(operation) = super::simd::shift(mnemonic) {
+        return Some(operation);
+    }
+    shift_by_lanes(mnemonic)
+}
+
+/// The same lane by lane.
+pub(super) const fn shift_by_lanes(mnemonic: M) -> Option<ByCount> {
     let operation: ByCount = match mnemonic {
         M::Psllw => |a, n| u16s(a, 0, |x, _| x.checked_shl(n).unwrap_or(0)),
         M::Pslld => |a, n| u32s(a, 0, |x, _| x.checked_shl(n).unwrap_or(0)),

@@ -1,7 +1,8 @@
 //! MMX and SSE to SSE4.2 (SDM vol. 1 chapters 9 to 12).
 //!
-//! `lanes` and `shuffle` hold what integer instructions compute, as functions of 128-bit values; `moves`, `text` (string
-//! comparison, `crc32`), `float` (arithmetic and comparison), `convert` and `mmx` what else there is; `control` is MXCSR.
+//! `lanes` and `shuffle` hold what integer instructions compute, as functions of 128-bit values, and `packed` what the host
+//! may compute of floating point; `simd` is how an x86-64 host does it (`portable` any other). `moves`, `text` (string
+//! comparison, `crc32`), `float` (arithmetic and comparison), `convert` and `mmx` are what else there is; `control` is MXCSR.
 //! This file fetches operands, checks alignment and stores results.
 
 mod approximate;
@@ -11,8 +12,23 @@ pub(super) mod float;
 pub(crate) mod lanes;
 mod mmx;
 mod moves;
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "instructions that every x86-64 processor has")
+)]
+pub(crate) mod packed;
+#[cfg(any(test, not(target_arch = "x86_64")))]
+pub(crate) mod portable;
 pub(crate) mod shuffle;
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "instructions that the host is known to have")]
+pub(crate) mod simd;
 mod text;
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use portable as parts;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use simd as parts;
 
 use super::environment::{AccessKind, Memory, Platform, Stop};
 use super::exception::Exception;

@@ -5,7 +5,7 @@ use super::super::environment::{AccessKind, Memory, Platform, Stop};
 use super::super::state::RDI;
 use super::super::width::Width;
 use super::super::{Cpu, Flow};
-use super::{lanes, unaligned};
+use super::{lanes, parts, unaligned};
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
 
 const LOW: u128 = u64::MAX as u128;
@@ -110,12 +110,15 @@ impl<E: Memory + Platform> Cpu<E> {
 
     fn sse_move_mask(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
         self.check_sse_state()?;
+        let value = self.xmm(insn.op1_register());
         let bits = match insn.mnemonic() {
             M::Movmskps => 32,
             M::Movmskpd => 64,
-            _ => 8,
+            _ => {
+                self.state.set(insn.op0_register(), parts::byte_signs(value).into());
+                return Ok(Flow::Next);
+            }
         };
-        let value = self.xmm(insn.op1_register());
         let signs = (0..128 / bits).fold(0, |mask, lane| mask | (value >> (lane * bits + bits - 1) & 1) << lane);
         self.state.set(insn.op0_register(), signs as u64);
         Ok(Flow::Next)

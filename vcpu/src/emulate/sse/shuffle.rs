@@ -5,6 +5,9 @@ use iced_x86::Mnemonic as M;
 /// What an instruction makes of destination, source and immediate.
 pub(crate) type Shuffle = fn(u128, u128, u8) -> u128;
 
+/// The same where it is not certain that the host can.
+pub(crate) type Pick = fn(u128, u128, u8) -> Option<u128>;
+
 /// Lane `index` of `bits` bits.
 #[inline(always)]
 fn lane(value: u128, index: u32, bits: u32) -> u128 {
@@ -61,6 +64,15 @@ fn widen(b: u128, from: u32, to: u32, signed: bool) -> u128 {
 
 /// The instructions of this file.
 pub(crate) const fn operation(mnemonic: M) -> Option<Shuffle> {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(operation) = super::simd::shuffle(mnemonic) {
+        return Some(operation);
+    }
+    by_lanes(mnemonic)
+}
+
+/// The same lane by lane.
+pub(super) const fn by_lanes(mnemonic: M) -> Option<Shuffle> {
     let operation: Shuffle = match mnemonic {
         M::Punpcklbw => |a, b, _| interleave(a, b, 8, false),
         M::Punpcklwd => |a, b, _| interleave(a, b, 16, false),

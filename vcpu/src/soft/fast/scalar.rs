@@ -1,13 +1,15 @@
-//! Single floating-point numbers in XMM registers: comparison, conversion, square root. (Arithmetic is in `vector`.)
+//! Single floating-point numbers in XMM registers: arithmetic, comparison, conversion, square root.
 //!
 //! As everywhere, the host computes where its answer is certain, flags included: for numbers that are normal or zero, and
 //! with an MXCSR that no result changes. The core does the rest.
 
-use super::vector::{low, set_xmm, source, xmm};
+use super::memory::{address, load};
+use super::vector::{host_op, set_xmm, xmm};
 use super::{Op, Run, Went, cut, follow, register, set_register, slow};
 use crate::emulate::Cpu;
-use crate::emulate::flags::{CF, PF, STATUS, ZF, when};
+use crate::emulate::flags::{CF, STATUS, ZF, when};
 use crate::emulate::float::host;
+use crate::emulate::sse::packed::Lane;
 use crate::soft::world::World;
 
 /// Whether XMM registers may be used and MXCSR lets the host compute.
@@ -16,79 +18,84 @@ fn may_compute(cpu: &Cpu<World>) -> bool {
     cpu.env.vectors && host::allowed(cpu.state.fpu.mxcsr)
 }
 
-/// Replaces the low `W` bits of a register.
+/// The second operand: the low part of a register, or memory.
 #[inline(always)]
-fn set_low<const W: u32>(cpu: &mut Cpu<World>, number: u8, value: u64) {
-    let old = xmm(cpu, number);
-    set_xmm(cpu, number, old ^ low::<W>(old) | u128::from(value));
-}
-
-/// A number of `W` bits, if it is normal or zero.
-#[inline(always)]
-fn plain<const W: u32>(bits: u128) -> Option<f64> {
-    if W == 32 {
-        let value = f32::from_bits(bits as u32);
-        (value.is_normal() || value == 0.0).then(|| f64::from(value))
+fn source<F: Lane, const MEMORY: bool>(cpu: &Cpu<World>, op: &Op) -> Option<F> {
+    if !MEMORY {
+        return Some(F::of(xmm(cpu, op.from)));
+    }
+    let at = address::<false>(cpu, op);
+    let bits = if size_of::<F>() == 4 {
+        load::<32>(cpu, at)
     } else {
-        let value = f64::from_bits(bits as u64);
-        (value.is_normal() || value == 0.0).then_some(value)
-    }
+        load::<64>(cpu, at)
+    };
+    bits.map(F::from_low)
 }
 
-/// `comiss comisd ucomiss ucomisd`: between such numbers they are the same.
-fn compare<const MEMORY: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
-    if !cpu.env.vectors {
-        return slow(rest);
-    }
-    let Some(b) = source::<MEMORY, W>(cpu, op) else {
-        return slow(rest);
-    };
-    let (Some(a), Some(b)) = (plain::<W>(xmm(cpu, op.to)), plain::<W>(b)) else {
-        return slow(rest);
-    };
-    cpu.env.lazy.forget();
-    cpu.state.set_flags(STATUS, when(a == b, ZF) | when(a < b, CF));
-    debug_assert_eq!(cpu.state.rflags & PF, 0, "only what is no number sets PF");
-    follow(cpu, rest)
+/// Replaces the low part of a register.
+#[inline(always)]
+fn set<F: Lane>(cpu: &mut Cpu<World>, number: u8, value: F) {
+    let old = xmm(cpu, number);
+    set_xmm(cpu, number, value.put_into(old));
 }
 
-fn root<const MEMORY: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+fn compute<F: Lane, const O: u8, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     if !may_compute(cpu) {
         return slow(rest);
     }
-    let Some(b) = source::<MEMORY, W>(cpu, op) else {
+    let Some(b) = source::<F, MEMORY>(cpu, op) else {
         return slow(rest);
     };
-    let result = if W == 32 {
-        host::single_root(b as u32).map(u64::from)
-    } else {
-        host::double_root(b as u64)
-    };
-    let Some(result) = result else {
+    let Some(result) = F::compute(const { host_op(O) }, F::of(xmm(cpu, op.to)), b) else {
         return slow(rest);
     };
-    set_low::<W>(cpu, op.to, result);
+    set(cpu, op.to, result);
     follow(cpu, rest)
 }
 
-/// `cvtsi2ss cvtsi2sd` from a register of `F` bits.
-fn from_integer<const F: u32, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+/// `comiss comisd ucomiss ucomisd`: between numbers that have an order they are the same.
+fn compare<F: Lane, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+    if !cpu.env.vectors {
+        return slow(rest);
+    }
+    let Some(b) = source::<F, MEMORY>(cpu, op) else {
+        return slow(rest);
+    };
+    let a = F::of(xmm(cpu, op.to));
+    let (less, equal) = (a < b, a == b);
+    if !(a >= b || less) || a.is_denormal() || b.is_denormal() {
+        return slow(rest);
+    }
+    cpu.env.lazy.forget();
+    cpu.state.set_flags(STATUS, when(equal, ZF) | when(less, CF));
+    follow(cpu, rest)
+}
+
+fn root<F: Lane, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+    if !may_compute(cpu) {
+        return slow(rest);
+    }
+    let Some(result) = source::<F, MEMORY>(cpu, op).and_then(F::root) else {
+        return slow(rest);
+    };
+    set(cpu, op.to, result);
+    follow(cpu, rest)
+}
+
+/// `cvtsi2ss cvtsi2sd` from a register of `T` bits.
+fn from_integer<F: Lane, const T: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     if !may_compute(cpu) {
         return slow(rest);
     }
     let value = register(cpu, op.from);
-    let value = if F == 32 { i64::from(value as i32) } else { value as i64 };
-    let bits = if W == 32 {
-        u64::from((value as f32).to_bits())
-    } else {
-        (value as f64).to_bits()
-    };
-    set_low::<W>(cpu, op.to, bits);
+    let value = if T == 32 { i64::from(value as i32) } else { value as i64 };
+    set(cpu, op.to, F::from_integer(value));
     follow(cpu, rest)
 }
 
 /// `cvttss2si cvttsd2si cvtss2si cvtsd2si` to a register of `T` bits, cut off or rounded to nearest.
-fn to_integer<const ROUND: bool, const MEMORY: bool, const W: u32, const T: u32>(
+fn to_integer<F: Lane, const ROUND: bool, const MEMORY: bool, const T: u32>(
     cpu: &mut Cpu<World>,
     op: &Op,
     rest: &[Op],
@@ -96,20 +103,21 @@ fn to_integer<const ROUND: bool, const MEMORY: bool, const W: u32, const T: u32>
     if !may_compute(cpu) {
         return slow(rest);
     }
-    let Some(value) = source::<MEMORY, W>(cpu, op).and_then(plain::<W>) else {
+    let whole = |value: f64| if ROUND { host::round_to_even(value) } else { Some(value) };
+    let Some(value) = source::<F, MEMORY>(cpu, op).and_then(|value| whole(value.into())) else {
         return slow(rest);
     };
-    let whole = if ROUND { value.round_ties_even() } else { value.trunc() };
     // Powers of two, which floating point has exactly.
     let limit = if T == 32 {
         2_147_483_648.0
     } else {
         9_223_372_036_854_775_808.0
     };
-    if !(-limit..limit).contains(&whole) {
+    if !(-limit..limit).contains(&value) {
         return slow(rest);
     }
-    set_register::<T>(cpu, op.to, cut::<T>(whole as i64 as u64));
+    // What is behind the point is cut off.
+    set_register::<T>(cpu, op.to, cut::<T>(value as i64 as u64));
     follow(cpu, rest)
 }
 
@@ -118,62 +126,71 @@ fn widen<const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went
     if !cpu.env.vectors {
         return slow(rest);
     }
-    let Some(value) = source::<MEMORY, 32>(cpu, op).and_then(plain::<32>) else {
+    let Some(value) = source::<f32, MEMORY>(cpu, op) else {
         return slow(rest);
     };
-    set_low::<64>(cpu, op.to, value.to_bits());
+    if value.is_nan() || value.is_subnormal() {
+        return slow(rest);
+    }
+    set(cpu, op.to, f64::from(value));
     follow(cpu, rest)
+}
+
+/// The function for arithmetic.
+pub(super) fn arithmetic<F: Lane, const O: u8>(memory: bool) -> Run {
+    if memory {
+        compute::<F, O, true>
+    } else {
+        compute::<F, O, false>
+    }
 }
 
 /// The function for a comparison that sets flags.
 pub(super) fn comparisons(memory: bool, double: bool) -> Run {
     match (memory, double) {
-        (false, false) => compare::<false, 32>,
-        (false, true) => compare::<false, 64>,
-        (true, false) => compare::<true, 32>,
-        (true, true) => compare::<true, 64>,
+        (false, false) => compare::<f32, false>,
+        (false, true) => compare::<f64, false>,
+        (true, false) => compare::<f32, true>,
+        (true, true) => compare::<f64, true>,
     }
 }
 
 /// The function for `sqrtss` or `sqrtsd`.
 pub(super) fn roots(memory: bool, double: bool) -> Run {
     match (memory, double) {
-        (false, false) => root::<false, 32>,
-        (false, true) => root::<false, 64>,
-        (true, false) => root::<true, 32>,
-        (true, true) => root::<true, 64>,
+        (false, false) => root::<f32, false>,
+        (false, true) => root::<f64, false>,
+        (true, false) => root::<f32, true>,
+        (true, true) => root::<f64, true>,
     }
 }
 
 /// The function for a conversion from a general-purpose register.
 pub(super) fn from_integers(long: bool, double: bool) -> Run {
     match (long, double) {
-        (false, false) => from_integer::<32, 32>,
-        (false, true) => from_integer::<32, 64>,
-        (true, false) => from_integer::<64, 32>,
-        (true, true) => from_integer::<64, 64>,
+        (false, false) => from_integer::<f32, 32>,
+        (false, true) => from_integer::<f64, 32>,
+        (true, false) => from_integer::<f32, 64>,
+        (true, true) => from_integer::<f64, 64>,
     }
 }
 
 /// The function for a conversion to a general-purpose register.
 pub(super) fn to_integers(round: bool, memory: bool, double: bool, long: bool) -> Run {
-    if round {
-        to_integers_as::<true>(memory, double, long)
-    } else {
-        to_integers_as::<false>(memory, double, long)
+    match (round, double) {
+        (false, false) => to_integers_of::<f32, false>(memory, long),
+        (false, true) => to_integers_of::<f64, false>(memory, long),
+        (true, false) => to_integers_of::<f32, true>(memory, long),
+        (true, true) => to_integers_of::<f64, true>(memory, long),
     }
 }
 
-fn to_integers_as<const ROUND: bool>(memory: bool, double: bool, long: bool) -> Run {
-    match (memory, double, long) {
-        (false, false, false) => to_integer::<ROUND, false, 32, 32>,
-        (false, false, true) => to_integer::<ROUND, false, 32, 64>,
-        (false, true, false) => to_integer::<ROUND, false, 64, 32>,
-        (false, true, true) => to_integer::<ROUND, false, 64, 64>,
-        (true, false, false) => to_integer::<ROUND, true, 32, 32>,
-        (true, false, true) => to_integer::<ROUND, true, 32, 64>,
-        (true, true, false) => to_integer::<ROUND, true, 64, 32>,
-        (true, true, true) => to_integer::<ROUND, true, 64, 64>,
+fn to_integers_of<F: Lane, const ROUND: bool>(memory: bool, long: bool) -> Run {
+    match (memory, long) {
+        (false, false) => to_integer::<F, ROUND, false, 32>,
+        (false, true) => to_integer::<F, ROUND, false, 64>,
+        (true, false) => to_integer::<F, ROUND, true, 32>,
+        (true, true) => to_integer::<F, ROUND, true, 64>,
     }
 }
 

@@ -3,7 +3,7 @@
 use super::select::memory;
 use super::vector::{self, Operation, Way};
 use super::{Op, Run, scalar};
-use crate::emulate::sse::{lanes, shuffle};
+use crate::emulate::sse::{lanes, parts, shuffle};
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
 
 /// Finds the function of the op, and sets the op's operands.
@@ -22,7 +22,7 @@ pub(super) fn find(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
     }
     let [to_xmm, from_xmm] = registers.map(|register| register == Register::None || register.is_xmm());
     if let M::Movd | M::Movq = insn.mnemonic() {
-        return movement(registers, way, insn.mnemonic() == M::Movq);
+        return movement(op, registers, way, insn.mnemonic() == M::Movq);
     }
     if insn.mnemonic() == M::Pmovmskb && from_xmm {
         return Some(vector::sign_mask);
@@ -34,10 +34,10 @@ pub(super) fn find(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
         return None;
     }
     let run = match insn.mnemonic() {
-        M::Movaps | M::Movapd | M::Movdqa => vector::whole_moves(way, true),
-        M::Movups | M::Movupd | M::Movdqu | M::Lddqu => vector::whole_moves(way, false),
-        M::Movss => vector::scalar_moves(way, false),
-        M::Movsd => vector::scalar_moves(way, true),
+        M::Movaps | M::Movapd | M::Movdqa => vector::whole_moves(op, way, true),
+        M::Movups | M::Movupd | M::Movdqu | M::Lddqu => vector::whole_moves(op, way, false),
+        M::Movss => vector::scalar_moves(op, way, false),
+        M::Movsd => vector::scalar_moves(op, way, true),
         _ if way == Way::Store => return None,
         M::Ucomiss | M::Comiss => scalar::comparisons(way == Way::Load, false),
         M::Ucomisd | M::Comisd => scalar::comparisons(way == Way::Load, true),
@@ -65,7 +65,7 @@ fn converted(insn: &Instruction, way: Way, [to, from]: [Register; 2]) -> Option<
 }
 
 /// `movd` and `movq`.
-fn movement([to, from]: [Register; 2], way: Way, quad: bool) -> Option<Run> {
+fn movement(op: &Op, [to, from]: [Register; 2], way: Way, quad: bool) -> Option<Run> {
     if to.is_mm() || from.is_mm() {
         return None;
     }
@@ -75,7 +75,7 @@ fn movement([to, from]: [Register; 2], way: Way, quad: bool) -> Option<Run> {
     if way == Way::Registers && from.is_gpr() {
         return Some(vector::crossing_moves(false, from.is_gpr64()));
     }
-    vector::integer_moves(way, quad)
+    vector::integer_moves(op, way, quad)
 }
 
 /// Defines operations of which the core has the functions, and the choice among them.
@@ -87,7 +87,7 @@ macro_rules! choose {
                     struct This;
                     impl Operation for This {
                         #[inline(always)]
-                        fn apply(a: u128, b: u128, immediate: u8) -> u128 {
+                        fn apply(a: u128, b: u128, immediate: u8) -> Option<u128> {
                             match const { $source(M::$name) } {
                                 Some(function) => $apply(function, a, b, immediate),
                                 None => unreachable!("a mnemonic that is not the function's"),
@@ -103,21 +103,26 @@ macro_rules! choose {
 }
 
 choose!(
-    lane_operation, lanes::operation, |function: lanes::Binary, a, b, _| function(a, b),
+    lane_operation, lanes::operation, |function: lanes::Binary, a, b, _| Some(function(a, b)),
     Pand Pandn Por Pxor Andps Andpd Andnps Andnpd Orps Orpd Xorps Xorpd
-    Paddb Paddw Paddd Paddq Psubb Psubw Psubd Psubq Paddusb Psubusb
+    Paddb Paddw Paddd Paddq Psubb Psubw Psubd Psubq Paddusb Paddusw Psubusb Psubusw Paddsw Psubsw
     Pcmpeqb Pcmpeqw Pcmpeqd Pcmpgtb Pcmpgtw Pcmpgtd
-    Pminub Pmaxub Pmullw Pmulld Pmuludq Pmaddwd
+    Pminub Pmaxub Pminsw Pmaxsw Pavgb Pavgw Pmullw Pmulld Pmulhw Pmulhuw Pmuludq Pmaddwd Psadbw
 );
 choose!(
     shift_operation, lanes::shift,
-    |function: lanes::ByCount, a, _, count: u8| function(a, count.into()),
+    |function: lanes::ByCount, a, _, count: u8| Some(function(a, count.into())),
     Psllw Pslld Psllq Psrlw Psrld Psrlq Psraw Psrad Pslldq Psrldq
 );
 choose!(
-    shuffle_operation, shuffle::operation, |function: shuffle::Shuffle, a, b, order| function(a, b, order),
+    shuffle_operation, shuffle::operation, |function: shuffle::Shuffle, a, b, order| Some(function(a, b, order)),
     Punpcklbw Punpcklwd Punpckldq Punpcklqdq Punpckhbw Punpckhwd Punpckhdq Punpckhqdq
-    Unpcklps Unpcklpd Pshufd Pshuflw Pshufhw Shufps Shufpd Pshufb Palignr Packuswb
+    Unpcklps Unpcklpd Unpckhps Unpckhpd Pshufd Pshuflw Pshufhw Shufps Shufpd Pshufb Palignr
+    Packuswb Packsswb Packssdw
+);
+choose!(
+    pick_operation, parts::pick, |function: shuffle::Pick, a, b, order| function(a, b, order),
+    Pshufd Pshuflw Pshufhw Shufps Shufpd Pshufb
 );
 
 fn computed(op: &mut Op, insn: &Instruction, memory: bool) -> Option<Run> {
@@ -132,7 +137,8 @@ fn computed(op: &mut Op, insn: &Instruction, memory: bool) -> Option<Run> {
     if insn.op_count() == 3 {
         op.extra.set(insn.immediate8().into());
     }
-    shuffle_operation(mnemonic, memory)
+    let picked = parts::can_pick().then(|| pick_operation(mnemonic, memory)).flatten();
+    picked.or_else(|| shuffle_operation(mnemonic, memory))
 }
 
 fn arithmetic(mnemonic: M, memory: bool) -> Option<Run> {

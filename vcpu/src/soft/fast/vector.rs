@@ -3,9 +3,11 @@
 //! What is computed are the core's own functions, each built into an op of its own.
 
 use super::memory::{address, load, store};
-use super::{Op, Run, Went, cut, follow, register, set_register, slow};
+use super::{Op, Run, Went, cut, follow, register, scalar, set_register, slow};
 use crate::emulate::Cpu;
 use crate::emulate::float::host;
+use crate::emulate::sse::packed::Lane;
+use crate::emulate::sse::parts;
 use crate::soft::world::World;
 
 /// An XMM register.
@@ -19,31 +21,24 @@ pub(super) fn set_xmm(cpu: &mut Cpu<World>, number: u8, value: u128) {
     cpu.state.fpu.xmm[usize::from(number & 15)] = value;
 }
 
-/// The low `W` bits of a register.
-#[inline(always)]
-pub(super) fn low<const W: u32>(value: u128) -> u128 {
-    value & u128::MAX >> (128 - W)
-}
-
 /// `W` bits of memory, the rest of the register zero.
 #[inline(always)]
 fn load_part<const W: u32>(cpu: &Cpu<World>, at: u64) -> Option<u128> {
     if W == 128 {
         cpu.env.tlb.load_wide(at)
     } else {
-        load::<W>(cpu, at).map(u128::from)
+        load::<W>(cpu, at).map(parts::from_low)
     }
 }
 
-/// The second operand: a register, or `W` bits of memory, which must be aligned if they are 128 (or #GP is due).
+/// The second operand: a register, or 128 bits of memory, which must be aligned (or #GP is due).
 #[inline(always)]
-pub(super) fn source<const MEMORY: bool, const W: u32>(cpu: &Cpu<World>, op: &Op) -> Option<u128> {
+fn source<const MEMORY: bool>(cpu: &Cpu<World>, op: &Op) -> Option<u128> {
     if !MEMORY {
         return Some(xmm(cpu, op.from));
     }
     let at = address::<false>(cpu, op);
-    let allowed = W != 128 || at.is_multiple_of(16);
-    allowed.then(|| load_part::<W>(cpu, at))?
+    at.is_multiple_of(16).then(|| cpu.env.tlb.load_wide(at))?
 }
 
 fn move_registers(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
@@ -60,19 +55,18 @@ fn move_low<const KEEP: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest:
     if !cpu.env.vectors {
         return slow(rest);
     }
-    let value = low::<W>(xmm(cpu, op.from));
-    let kept = if KEEP {
-        let old = xmm(cpu, op.to);
-        old ^ low::<W>(old)
-    } else {
-        0
+    let value = xmm(cpu, op.from);
+    let old = if KEEP { xmm(cpu, op.to) } else { 0 };
+    let new = match W {
+        32 => parts::with_low_32(old, value),
+        _ => parts::with_low_64(old, value),
     };
-    set_xmm(cpu, op.to, kept | value);
+    set_xmm(cpu, op.to, new);
     follow(cpu, rest)
 }
 
-fn move_load<const ALIGNED: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
-    let at = address::<false>(cpu, op);
+fn move_load<const ALIGNED: bool, const S: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+    let at = address::<S>(cpu, op);
     if !cpu.env.vectors || (ALIGNED && !at.is_multiple_of(16)) {
         return slow(rest);
     }
@@ -83,8 +77,8 @@ fn move_load<const ALIGNED: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, r
     follow(cpu, rest)
 }
 
-fn move_store<const ALIGNED: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
-    let at = address::<false>(cpu, op);
+fn move_store<const ALIGNED: bool, const S: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+    let at = address::<S>(cpu, op);
     if !cpu.env.vectors || (ALIGNED && !at.is_multiple_of(16)) {
         return slow(rest);
     }
@@ -92,7 +86,7 @@ fn move_store<const ALIGNED: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, 
     let done = if W == 128 {
         cpu.env.tlb.store_wide(at, value)
     } else {
-        store::<W>(cpu, at, value as u64)
+        store::<W>(cpu, at, parts::low(value))
     };
     if !done {
         return slow(rest);
@@ -106,7 +100,7 @@ fn move_in<const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
         return slow(rest);
     }
     let value = cut::<W>(register(cpu, op.from));
-    set_xmm(cpu, op.to, value.into());
+    set_xmm(cpu, op.to, parts::from_low(value));
     follow(cpu, rest)
 }
 
@@ -115,7 +109,7 @@ fn move_out<const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     if !cpu.env.vectors {
         return slow(rest);
     }
-    let value = xmm(cpu, op.from) as u64;
+    let value = parts::low(xmm(cpu, op.from));
     set_register::<W>(cpu, op.to, value);
     follow(cpu, rest)
 }
@@ -125,9 +119,8 @@ pub(super) fn sign_mask(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     if !cpu.env.vectors {
         return slow(rest);
     }
-    let bytes = xmm(cpu, op.from).to_le_bytes();
-    let mask = (0..16).fold(0, |mask, byte| mask | u64::from(bytes[byte] >> 7) << byte);
-    set_register::<32>(cpu, op.to, mask);
+    let mask = parts::byte_signs(xmm(cpu, op.from));
+    set_register::<32>(cpu, op.to, mask.into());
     follow(cpu, rest)
 }
 
@@ -139,35 +132,46 @@ pub(super) enum Way {
     Store,
 }
 
+/// The function that `$function::<aligned, whether the address is simple, bits>` is for this op.
+macro_rules! by_simplicity {
+    ($op:expr, $function:ident, $aligned:expr, $width:expr) => {
+        if $op.has_simple_address() {
+            $function::<$aligned, true, $width>
+        } else {
+            $function::<$aligned, false, $width>
+        }
+    };
+}
+
 /// The function for a move of a whole register, whose memory must be aligned or needn't be.
-pub(super) fn whole_moves(way: Way, aligned: bool) -> Run {
+pub(super) fn whole_moves(op: &Op, way: Way, aligned: bool) -> Run {
     match (way, aligned) {
         (Way::Registers, _) => move_registers,
-        (Way::Load, true) => move_load::<true, 128>,
-        (Way::Load, false) => move_load::<false, 128>,
-        (Way::Store, true) => move_store::<true, 128>,
-        (Way::Store, false) => move_store::<false, 128>,
+        (Way::Load, true) => by_simplicity!(op, move_load, true, 128),
+        (Way::Load, false) => by_simplicity!(op, move_load, false, 128),
+        (Way::Store, true) => by_simplicity!(op, move_store, true, 128),
+        (Way::Store, false) => by_simplicity!(op, move_store, false, 128),
     }
 }
 
 /// The function for `movss` or `movsd`.
-pub(super) fn scalar_moves(way: Way, double: bool) -> Run {
+pub(super) fn scalar_moves(op: &Op, way: Way, double: bool) -> Run {
     match (way, double) {
         (Way::Registers, false) => move_low::<true, 32>,
         (Way::Registers, true) => move_low::<true, 64>,
-        (Way::Load, false) => move_load::<false, 32>,
-        (Way::Load, true) => move_load::<false, 64>,
-        (Way::Store, false) => move_store::<false, 32>,
-        (Way::Store, true) => move_store::<false, 64>,
+        (Way::Load, false) => by_simplicity!(op, move_load, false, 32),
+        (Way::Load, true) => by_simplicity!(op, move_load, false, 64),
+        (Way::Store, false) => by_simplicity!(op, move_store, false, 32),
+        (Way::Store, true) => by_simplicity!(op, move_store, false, 64),
     }
 }
 
 /// The function for `movd` or `movq` between XMM registers and memory.
-pub(super) fn integer_moves(way: Way, long: bool) -> Option<Run> {
+pub(super) fn integer_moves(op: &Op, way: Way, long: bool) -> Option<Run> {
     Some(match (way, long) {
         (Way::Registers, true) => move_low::<false, 64>,
         (Way::Registers, false) => return None,
-        (Way::Load | Way::Store, _) => scalar_moves(way, long),
+        (Way::Load | Way::Store, _) => scalar_moves(op, way, long),
     })
 }
 
@@ -183,18 +187,20 @@ pub(super) fn crossing_moves(out: bool, long: bool) -> Run {
 
 /// What an instruction makes of destination, source and immediate.
 pub(super) trait Operation {
-    /// The result.
-    fn apply(a: u128, b: u128, immediate: u8) -> u128;
+    /// The result, if the host can say it.
+    fn apply(a: u128, b: u128, immediate: u8) -> Option<u128>;
 }
 
 fn compute<F: Operation, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     if !cpu.env.vectors {
         return slow(rest);
     }
-    let Some(b) = source::<MEMORY, 128>(cpu, op) else {
+    let Some(b) = source::<MEMORY>(cpu, op) else {
         return slow(rest);
     };
-    let result = F::apply(xmm(cpu, op.to), b, op.immediate() as u8);
+    let Some(result) = F::apply(xmm(cpu, op.to), b, op.immediate() as u8) else {
+        return slow(rest);
+    };
     set_xmm(cpu, op.to, result);
     follow(cpu, rest)
 }
@@ -214,7 +220,7 @@ pub(super) const SUB: u8 = 1;
 pub(super) const MUL: u8 = 2;
 pub(super) const DIV: u8 = 3;
 
-const fn host_op(operation: u8) -> host::Op {
+pub(super) const fn host_op(operation: u8) -> host::Op {
     match operation {
         ADD => host::Op::Add,
         SUB => host::Op::Sub,
@@ -223,53 +229,33 @@ const fn host_op(operation: u8) -> host::Op {
     }
 }
 
-/// Defines arithmetic for one format: of all lanes, and of the lowest alone.
-macro_rules! arithmetic {
-    ($packed:ident, $scalar:ident, $bits:ty, $lanes:ident) => {
-        fn $packed<const O: u8, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
-            const BYTES: usize = size_of::<$bits>();
-            if !cpu.env.vectors || !host::allowed(cpu.state.fpu.mxcsr) {
-                return slow(rest);
-            }
-            let split = |value: u128| -> [$bits; 16 / BYTES] {
-                let value = value.to_le_bytes();
-                let (bytes, _) = value.as_chunks::<BYTES>();
-                std::array::from_fn(|lane| <$bits>::from_le_bytes(bytes[lane]))
-            };
-            let Some(b) = source::<MEMORY, 128>(cpu, op) else {
-                return slow(rest);
-            };
-            let Some(result) = host::$lanes(const { host_op(O) }, split(xmm(cpu, op.to)), split(b)) else {
-                return slow(rest);
-            };
-            let mut bytes = [0; 16];
-            let (lanes, _) = bytes.as_chunks_mut::<BYTES>();
-            for (bytes, result) in lanes.iter_mut().zip(result) {
-                *bytes = result.to_le_bytes();
-            }
-            set_xmm(cpu, op.to, u128::from_le_bytes(bytes));
-            follow(cpu, rest)
-        }
-
-        fn $scalar<const O: u8, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
-            if !cpu.env.vectors || !host::allowed(cpu.state.fpu.mxcsr) {
-                return slow(rest);
-            }
-            let Some(b) = source::<MEMORY, { <$bits>::BITS }>(cpu, op) else {
-                return slow(rest);
-            };
-            let a = xmm(cpu, op.to);
-            let Some([result]) = host::$lanes(const { host_op(O) }, [a as $bits], [b as $bits]) else {
-                return slow(rest);
-            };
-            set_xmm(cpu, op.to, a ^ low::<{ <$bits>::BITS }>(a) | u128::from(result));
-            follow(cpu, rest)
-        }
+/// Arithmetic of all lanes.
+fn packed<F: Lane, const O: u8, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+    if !cpu.env.vectors || !host::allowed(cpu.state.fpu.mxcsr) {
+        return slow(rest);
+    }
+    let Some(b) = source::<MEMORY>(cpu, op) else {
+        return slow(rest);
     };
+    let Some(result) = F::packed_simply(const { host_op(O) }, xmm(cpu, op.to), b) else {
+        return packed_with_zeros::<F, O, MEMORY>(cpu, op, rest);
+    };
+    set_xmm(cpu, op.to, result);
+    follow(cpu, rest)
 }
 
-arithmetic!(packed_single, scalar_single, u32, singles);
-arithmetic!(packed_double, scalar_double, u64, doubles);
+/// The same where there are zeros. On its own, so that what is common needs no stack.
+#[inline(never)]
+fn packed_with_zeros<F: Lane, const O: u8, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+    let Some(b) = source::<MEMORY>(cpu, op) else {
+        return slow(rest);
+    };
+    let Some(result) = F::packed(const { host_op(O) }, xmm(cpu, op.to), b) else {
+        return slow(rest);
+    };
+    set_xmm(cpu, op.to, result);
+    follow(cpu, rest)
+}
 
 /// The function for arithmetic.
 pub(super) fn arithmetic(operation: u8, double: bool, scalar: bool, memory: bool) -> Run {
@@ -283,13 +269,11 @@ pub(super) fn arithmetic(operation: u8, double: bool, scalar: bool, memory: bool
 
 fn arithmetic_of<const O: u8>(double: bool, scalar: bool, memory: bool) -> Run {
     match (double, scalar, memory) {
-        (false, false, false) => packed_single::<O, false>,
-        (false, false, true) => packed_single::<O, true>,
-        (false, true, false) => scalar_single::<O, false>,
-        (false, true, true) => scalar_single::<O, true>,
-        (true, false, false) => packed_double::<O, false>,
-        (true, false, true) => packed_double::<O, true>,
-        (true, true, false) => scalar_double::<O, false>,
-        (true, true, true) => scalar_double::<O, true>,
+        (false, false, false) => packed::<f32, O, false>,
+        (false, false, true) => packed::<f32, O, true>,
+        (false, true, memory) => scalar::arithmetic::<f32, O>(memory),
+        (true, false, false) => packed::<f64, O, false>,
+        (true, false, true) => packed::<f64, O, true>,
+        (true, true, memory) => scalar::arithmetic::<f64, O>(memory),
     }
 }
