@@ -287,6 +287,8 @@ fn run_on<'a>(
         if Mode::of(&cpu.state) != Some(mode) {
             return End::Cross(None);
         }
+        // An op of this block may have changed them, and this instruction changed them back.
+        cpu.env.tlb.set_rights(mode.rights);
         let end = ops.get(index).map_or(0, Op::end);
         if cpu.state.rip != at(start, end, mode.size) || went.left() == 0 {
             return End::Block;
