@@ -282,6 +282,8 @@ fn run_on(block: &Block, cpu: &mut Cpu<World>, mode: Mode, executed: &mut u64, f
         if Mode::of(&cpu.state) != Some(mode) {
             return End::Cross(None);
         }
+        // An op of this block may have changed them, and this instruction changed them back.
+        cpu.env.tlb.set_rights(mode.rights);
         if cpu.state.rip != at(start, end, mode.size) || went.left() == 0 {
             return End::Block;
         }
