@@ -214,11 +214,12 @@ impl<'a, B: EmulationHost> Guest<'a, B> {
         Ok(parts)
     }
 
-    /// Whether a page is memory that may be written.
-    fn writable_memory(&self, gpa: Gpa) -> bool {
-        self.slots
-            .find_visible(gpa.gfn())
-            .is_some_and(|slot| !slot.is_read_only())
+    /// Whether a page is memory that may be written, and else a device's. It may be on its way from one to the other.
+    fn writable_memory(&mut self, gpa: Gpa) -> Result<bool, Stop> {
+        match self.slots.find_gpa(gpa) {
+            Some(slot) if slot.is_invalid() => Err(self.removed()),
+            slot => Ok(slot.is_some_and(|slot| !slot.is_read_only())),
+        }
     }
 
     /// The slot goes away or moves: the instruction is to be executed with the slots as they will be.
@@ -285,7 +286,7 @@ impl<B: EmulationHost> Memory for Guest<'_, B> {
     fn write(&mut self, at: Gva, bytes: &[u8], access: Access) -> Result<(), Stop> {
         if at.page_offset() + bytes.len() as u64 <= PAGE_SIZE {
             let gpa = self.translate(at, access)?;
-            return if self.writable_memory(gpa) {
+            return if self.writable_memory(gpa)? {
                 self.write_memory(gpa, bytes)
             } else {
                 self.replay.write_device(gpa, bytes)
@@ -293,9 +294,13 @@ impl<B: EmulationHost> Memory for Guest<'_, B> {
         }
         let parts = self.parts(at, bytes.len(), access)?;
         // Devices first: until the last of them has answered, no memory is touched.
-        let (memory, devices): (Vec<_>, Vec<_>) = parts.iter().partition(|part| self.writable_memory(part.gpa));
-        for part in devices {
-            self.replay.write_device(part.gpa, &bytes[part.from..part.to])?;
+        let mut memory = Vec::with_capacity(parts.len());
+        for part in &parts {
+            if self.writable_memory(part.gpa)? {
+                memory.push(part);
+            } else {
+                self.replay.write_device(part.gpa, &bytes[part.from..part.to])?;
+            }
         }
         for part in memory {
             self.write_memory(part.gpa, &bytes[part.from..part.to])?;
@@ -310,7 +315,7 @@ impl<B: EmulationHost> Memory for Guest<'_, B> {
     fn compare_exchange(&mut self, at: Gva, old: &[u8], new: &[u8], access: Access) -> Result<bool, Stop> {
         let parts = self.parts(at, old.len(), access)?;
         if let [part] = &parts[..]
-            && self.writable_memory(part.gpa)
+            && self.writable_memory(part.gpa)?
             && old.len() <= 8
             && let Some(place) = Place::of(part.gpa, old.len())
         {
@@ -329,7 +334,11 @@ impl<B: EmulationHost> Memory for Guest<'_, B> {
         let mut present = [0; 16];
         let present = &mut present[..old.len()];
         // Of a device the caller has just read the old value, and reading it twice might do something.
-        if parts.iter().all(|part| self.writable_memory(part.gpa)) {
+        let mut memory = true;
+        for part in &parts {
+            memory &= self.writable_memory(part.gpa)?;
+        }
+        if memory {
             self.read(at, present, access)?;
             if present != old {
                 return Ok(false);
