@@ -37,7 +37,7 @@ pub(super) struct EmulationSide {
     table_reset: Option<Arc<TableReset>>,
     /// It is a pagetable-VM KVM.
     pagetable: bool,
-    /// The timer of the local APIC when the core took the guest over.
+    /// The timer of the local APIC when it was last looked at, or as what it is taken.
     timer: Timer,
     /// What `cpuid` says in the guest, once it was asked for.
     leaves: Option<CpuId>,
@@ -166,10 +166,10 @@ impl EmulationHost for KvmVcpu {
             return Ok(false);
         }
         let apic = self.apic()?;
-        if apic.requested || waiting::has_expired(self.emulation.timer, apic.timer) {
+        let known = std::mem::replace(&mut self.emulation.timer, apic.timer);
+        if apic.requested || waiting::has_expired(known, apic.timer) {
             return Ok(true);
         }
-        self.emulation.timer = apic.timer;
         if apic.timer == Timer::Deadline {
             // The kernel clears it as the timer's interrupt is requested.
             let deadline = self.read_msr(TSC_DEADLINE)?.unwrap_or(0);
@@ -198,7 +198,7 @@ impl EmulationHost for KvmVcpu {
             return Ok(false);
         }
         if self.emulation.irqchip != Irqchip::None {
-            self.emulation.timer = self.apic()?.timer;
+            self.emulation.timer = waiting::on_coming_out(self.emulation.timer, self.apic()?.timer);
         }
         Ok(true)
     }
