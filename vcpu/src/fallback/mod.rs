@@ -4,15 +4,17 @@
 //! Guest memory is reached through the guest's own page tables ([`umbra_mmu::guest_walk`]) and the memory slots, devices
 //! through the exits that the run loop answers anyway. If failures come thick, the guest stays in software for a while
 //! ([`policy`]). Read in this order: [`host`] (what it needs of the backend), [`policy`], `replay` (how an instruction waits
-//! for a device), `code` and `translations` (what is remembered), `tables`, `guest` (the core's world), `software` (a
-//! stretch from its beginning to its end), this file, `half_syscall`.
+//! for a device), `code` and `translations` (what is remembered), `tables`, `exchange`, `guest` and `platform` (the core's
+//! world), `software` (a stretch from its beginning to its end), this file, `half_syscall`.
 
 mod code;
 mod counts;
+mod exchange;
 mod guest;
 mod half_syscall;
 pub mod host;
 mod parts;
+mod platform;
 pub mod policy;
 pub(crate) mod replay;
 mod software;
