@@ -43,7 +43,7 @@ impl Clock for HostClock {
     }
 }
 
-/// A clock that stands still until it is told otherwise. Both times wrap after 584 years.
+/// A clock that stands still until it is told otherwise. Both times end after 584 years, where they stand for ever.
 #[derive(Default)]
 pub struct ManualClock {
     monotonic_ns: AtomicU64,
@@ -61,8 +61,12 @@ impl ManualClock {
 
     /// Lets this much time pass on both clocks.
     pub fn advance(&self, by: Duration) {
-        self.monotonic_ns.fetch_add(nanoseconds(by), Ordering::SeqCst);
-        self.unix_ns.fetch_add(nanoseconds(by), Ordering::SeqCst);
+        for clock in [&self.monotonic_ns, &self.unix_ns] {
+            // Never an error: there is always a next value.
+            let _ = clock.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |now| {
+                Some(now.saturating_add(nanoseconds(by)))
+            });
+        }
     }
 
     /// Sets the wall clock, in either direction.
@@ -105,6 +109,15 @@ mod tests {
         );
         clock.set_unix_time(Duration::from_secs(5));
         assert_eq!((clock.monotonic().as_millis(), clock.unix_time().as_secs()), (1500, 5));
+    }
+
+    #[test]
+    fn manual_clock_does_not_go_backwards_at_its_end() {
+        let clock = ManualClock::at_unix_time(Duration::from_secs(1000));
+        clock.advance(Duration::MAX);
+        clock.advance(Duration::from_nanos(1));
+        let end = Duration::from_nanos(u64::MAX);
+        assert_eq!((clock.monotonic(), clock.unix_time()), (end, end));
     }
 
     #[test]

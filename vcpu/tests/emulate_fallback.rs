@@ -474,6 +474,49 @@ fn xsave_state_goes_through_memory_and_back() {
 }
 
 #[test]
+fn cpuid_says_how_large_the_enabled_state_is() {
+    const AVX: u32 = 1 << 2;
+    let Some((guest, mut vcpu)) = guest(|a| {
+        let mut without = a.create_label();
+        a.mov(rdi, RESULTS)?;
+        // The stretch begins before anything is enabled.
+        a.popcnt(rax, rdi)?;
+        a.mov(eax, 0xd)?;
+        a.xor(ecx, ecx)?;
+        a.cpuid()?;
+        a.mov(dword_ptr(rdi), ebx)?;
+        a.mov(esi, 3)?;
+        a.and(eax, AVX)?;
+        a.je(without)?;
+        a.or(esi, AVX)?;
+        a.mov(eax, 0xd)?;
+        a.mov(ecx, 2)?;
+        a.cpuid()?;
+        a.add(eax, ebx)?;
+        a.mov(dword_ptr(rdi + 4), eax)?;
+        a.set_label(&mut without)?;
+        a.xor(ecx, ecx)?;
+        a.xor(edx, edx)?;
+        a.mov(eax, esi)?;
+        a.xsetbv()?;
+        a.mov(eax, 0xd)?;
+        a.cpuid()?;
+        a.mov(dword_ptr(rdi + 8), ebx)?;
+        a.hlt()
+    }) else {
+        return;
+    };
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Hlt);
+    let words = guest.ram.read(RESULTS as usize, 12);
+    let word = |index: usize| u32::from_le_bytes(words[4 * index..4 * index + 4].try_into().unwrap());
+    assert_eq!(word(0), 576, "x87 alone");
+    if word(1) == 0 {
+        println!("skipped: AVX");
+    }
+    assert_eq!(word(2), word(1).max(576));
+}
+
+#[test]
 fn vector_registers_are_shared_between_kvm_and_the_core() {
     let Some((guest, mut vcpu)) = guest(|a| {
         a.mov(rbx, AREA)?;

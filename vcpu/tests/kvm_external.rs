@@ -9,7 +9,7 @@ use std::time::Duration;
 use support::{Guest, run};
 use umbra_devices::irq::{Gsi, IrqPins, IrqSink};
 use umbra_devices::models::pic::{PicPair, regs};
-use umbra_devices::{Device, IoOp, IoSize};
+use umbra_devices::{Device, IntrSource, IoOp, IoSize};
 use umbra_vcpu::backend::VcpuBackend;
 use umbra_vcpu::exit::{VmEntry, VmExit};
 use umbra_vcpu::kvm::{Irqchip, KvmVcpu};
@@ -98,6 +98,30 @@ fn interrupt_waits_until_the_guest_takes_it_and_comes_once() {
     let kick = vcpu.kick_handle();
     kick.kick();
     assert_eq!(run(&mut vcpu, VmEntry::Resume), VmExit::Interrupted);
+}
+
+#[test]
+fn interrupt_waits_for_a_guest_that_was_closed_while_it_was_out() {
+    const OPEN: u32 = 0x83;
+    let Some((guest, mut vcpu, pic)) = guest() else { return };
+    guest.load(16, support::CODE, |a| {
+        a.sti()?;
+        a.nop()?;
+        a.out(OPEN, al)?;
+        a.out(CLOSED, al)?;
+        a.sti()?;
+        a.nop()?;
+        a.hlt()
+    });
+    runs_to(&mut vcpu, &pic, OPEN);
+    let mut regs = vcpu.regs().unwrap();
+    regs.rflags &= !(1 << 9);
+    vcpu.set_regs(&regs).unwrap();
+    pic.set_level(Gsi(INPUT.into()), true);
+    runs_to(&mut vcpu, &pic, CLOSED);
+    assert!(pic.is_pending(), "nobody has acknowledged it");
+    runs_to(&mut vcpu, &pic, INTERRUPTED);
+    assert!(!pic.is_pending());
 }
 
 #[test]

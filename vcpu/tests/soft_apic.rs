@@ -188,6 +188,37 @@ fn nmi_comes_with_interrupts_off_and_the_next_one_after_iret() {
 }
 
 #[test]
+fn nmi_that_waits_for_iret_is_not_lost_by_a_handler_that_lets_interrupts_in() {
+    let guest = Guest::new(1);
+    guest.gate(2);
+    guest.load(32, CODE, |a| {
+        poke(a, SVR, 0x1ff)?;
+        poke(a, ICR_HIGH, 0)?;
+        poke(a, ICR, 0x4400)?;
+        a.nop()?;
+        a.out(0x82, al)
+    });
+    guest.load(32, HANDLER, |a| {
+        let mut second = a.create_label();
+        a.inc(ebx)?;
+        a.cmp(ebx, 2)?;
+        a.je(second)?;
+        poke(a, ICR, 0x4400)?;
+        a.sti()?;
+        a.nop()?;
+        a.nop()?;
+        a.out(0x80, al)?;
+        a.iretd()?;
+        a.set_label(&mut second)?;
+        a.out(0x81, al)?;
+        a.iretd()
+    });
+    let mut vcpu = guest.vcpu(0);
+    let ports: Vec<_> = (0..3).map(|_| output(&mut vcpu).0).collect();
+    assert_eq!(ports, [0x80, 0x81, 0x82]);
+}
+
+#[test]
 fn first_cpu_starts_the_second() {
     let guest = Guest::new(2);
     guest.load(32, CODE, |a| {

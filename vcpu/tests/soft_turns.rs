@@ -10,22 +10,24 @@ use iced_x86::code_asm::*;
 use soft_machine::{IDT, Machine};
 use std::io::{self, Write};
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use umbra_devices::bus::Bus;
 use umbra_devices::models::debug_exit::{self, DebugExit};
 use umbra_devices::models::lapic::ApicBus;
-use umbra_devices::{Effect, ManualClock, Port};
+use umbra_devices::{Clock, Effect, ManualClock, Port};
 use umbra_memslots::{Gpa, GuestMemory};
 use umbra_mmu::direct::{DirectMmu, DirectOptions};
 use umbra_mmu::shadow::{HostParams, SpteLayout};
-use umbra_vcpu::backend::VcpuBackend;
+use umbra_vcpu::backend::{BackendError, Kick, VcpuBackend};
+use umbra_vcpu::exit::{VmEntry, VmExit};
 use umbra_vcpu::handle::ExitHandler;
 use umbra_vcpu::platform::Platform;
+use umbra_vcpu::regs::{Regs, SystemRegs};
 use umbra_vcpu::run_loop::{VcpuEnd, VcpuThreads};
 use umbra_vcpu::soft::SoftVm;
-use umbra_vcpu::turns::{Alarms, Bell, Idle, SharedTrace, TraceSummary, TurnOptions};
+use umbra_vcpu::turns::{Alarms, Bell, CountedVcpu, Delivery, Idle, SharedTrace, TraceSummary, TurnOptions};
 
 const RAM: u64 = 64 << 12;
 const CODE: u64 = 0x1000;
@@ -395,6 +397,110 @@ fn timer_of_an_x2apic_counts_instructions_too() {
         "{} of {left}",
         ran.end
     );
+}
+
+#[test]
+fn deadline_at_the_end_of_time_never_comes() {
+    let sleep: Code = |a| {
+        poke(a, SVR, 0x1ff)?;
+        poke(a, LVT_TIMER, 0x4_0000 | VECTOR)?;
+        a.mov(ecx, 0x6e0u32)?;
+        a.mov(eax, u32::MAX)?;
+        a.mov(edx, u32::MAX)?;
+        a.wrmsr()?;
+        a.sti()?;
+        a.hlt()?;
+        a.xor(eax, eax)?;
+        end(a)
+    };
+    let ran = run(sleep, tick, nothing, How { cpus: 1, ..USUAL });
+    assert!(matches!(ran.end, VcpuEnd::Halted), "{}", ran.end);
+    assert!(ran.summary.time < Duration::from_secs(1), "{:?}", ran.summary);
+}
+
+/// A CPU that comes out at once whenever it is run, until it is told to end.
+struct Stuck(Arc<AtomicBool>);
+
+impl VcpuBackend for Stuck {
+    fn run(&mut self, _entry: VmEntry) -> Result<VmExit, BackendError> {
+        Ok(if self.0.load(Ordering::Relaxed) {
+            VmExit::Hlt
+        } else {
+            VmExit::Interrupted
+        })
+    }
+    fn regs(&mut self) -> Result<Regs, BackendError> {
+        Ok(Regs::default())
+    }
+    fn set_regs(&mut self, _regs: &Regs) -> Result<(), BackendError> {
+        Ok(())
+    }
+    fn system_regs(&mut self) -> Result<SystemRegs, BackendError> {
+        Ok(SystemRegs::default())
+    }
+    fn set_system_regs(&mut self, _regs: &SystemRegs) -> Result<(), BackendError> {
+        Ok(())
+    }
+    fn kick_handle(&self) -> Box<dyn Kick> {
+        struct Nobody;
+        impl Kick for Nobody {
+            fn kick(&self) {}
+        }
+        Box::new(Nobody)
+    }
+}
+
+impl CountedVcpu for Stuck {
+    fn executed(&self) -> u64 {
+        0
+    }
+    fn stop_after(&mut self, _instructions: u64) {}
+    fn rests(&self) -> bool {
+        false
+    }
+    fn gives_way(&mut self) -> bool {
+        false
+    }
+    fn was_kicked(&mut self) -> bool {
+        false
+    }
+    fn take_deliveries(&mut self, _take: &mut dyn FnMut(Delivery)) {}
+    fn join(&mut self, _bell: &Bell, _others: bool) {}
+}
+
+/// Something that happens after a microsecond.
+struct Later(Arc<ManualClock>, Arc<AtomicBool>);
+
+impl Alarms for Later {
+    fn tick(&self) -> Option<Duration> {
+        let left = Duration::from_micros(1).saturating_sub(self.0.monotonic());
+        self.1.store(left.is_zero(), Ordering::Relaxed);
+        (!left.is_zero()).then_some(left)
+    }
+}
+
+#[test]
+fn cpu_that_gets_nowhere_does_not_stop_time() {
+    let (clock, over) = (Arc::new(ManualClock::default()), Arc::new(AtomicBool::new(false)));
+    let machine = Machine::in_turns(RAM, Arc::clone(&clock));
+    let layout = SpteLayout::new(HostParams::x86(46)).unwrap();
+    let mmu = Arc::new(DirectMmu::new(DirectOptions::new(layout)).unwrap());
+    let handler = ExitHandler::new(mmu, machine.ram.reader(), &Bus::<Gpa>::new(), &Bus::<Port>::new());
+    let options = TurnOptions {
+        quantum: NonZeroU64::new(1000).unwrap(),
+        idle: Idle::Skip,
+        clock: Arc::clone(&clock),
+        alarms: Arc::new(Later(clock, Arc::clone(&over))),
+        bell: Bell::new(),
+        trace: SharedTrace::to(Lines::default()),
+    };
+    let threads = VcpuThreads::start_in_turns(vec![(Stuck(over), handler)], Arc::new(Fixed), options).unwrap();
+    let ended = threads.control().wait_first(Some(Duration::from_secs(30)));
+    assert!(matches!(
+        threads.control().take_end(ended.unwrap()),
+        Some(VcpuEnd::Halted)
+    ));
+    threads.finish(Duration::from_secs(10)).unwrap();
 }
 
 #[test]

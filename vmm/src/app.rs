@@ -6,7 +6,7 @@ mod mmu_dump;
 mod run;
 mod watching;
 
-use crate::cli::{Cli, Command, MmuCommand};
+use crate::cli::{self, Cli, Command, MmuCommand};
 use crate::exit_status::ExitStatus;
 use crate::{doctor, signals, terminal};
 use nix::sys::signal::Signal;
@@ -30,6 +30,11 @@ pub fn main() -> ExitCode {
 fn run() -> ExitStatus {
     let cli = match Cli::parse_from_args(std::env::args_os()) {
         Ok(cli) => cli,
+        Err(error) if cli::is_mistake(&error) => {
+            terminal::say(format_args!("vmm: {}\n", cli::one_line(&error)));
+            return ExitStatus::Usage;
+        }
+        // Help, or the version.
         Err(error) => error.exit(),
     };
     let outcome = match cli.command {

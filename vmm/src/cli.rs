@@ -3,6 +3,7 @@
 use crate::config::{BackendChoice, IrqchipChoice, Settings, StatsFormat};
 use crate::delay::Delay;
 use crate::exit_status;
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -209,6 +210,27 @@ impl Cli {
     }
 }
 
+/// Whether this is a mistake, and no text that was asked for or that helps on.
+pub fn is_mistake(error: &clap::Error) -> bool {
+    error.use_stderr() && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+}
+
+/// What is wrong with a command line, in one line as for any other mistake.
+pub fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let said = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ");
+    format!(
+        "{} (`vmm --help` tells more)",
+        said.strip_prefix("error: ").unwrap_or(&said)
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,6 +243,27 @@ mod tests {
     #[test]
     fn clap_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn mistakes_are_one_line() {
+        for (line, said) in [
+            ("vmm run k --memory 5Q", "'5Q'"),
+            (
+                "vmm run k --rtc yesterday",
+                "invalid value 'yesterday' for '--rtc <DATE>'",
+            ),
+            ("vmm --stats=yaml", "`yaml` is not one of text, json"),
+            ("vmm --trase x", "a similar argument exists: '--trace'"),
+            ("vmm run a b", "unexpected argument 'b'"),
+        ] {
+            let text = one_line(&parse(line).unwrap_err());
+            assert!(text.contains(said), "{line}: {text}");
+            assert!(
+                !text.contains('\n') && !text.contains("error:") && !text.contains("Usage"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -231,22 +231,37 @@ fn what_cannot_be_deterministic_is_refused() {
     ] {
         let mut args = vec!["run", kernel];
         args.extend(flags);
-        let ended = run(&mut vmm(&args));
-        let last = Ended {
-            // That the software CPU was chosen is said before.
-            stderr: ended.stderr.lines().last().unwrap_or_default().to_owned() + "\n",
-            ..ended
-        };
-        assert_refused(&last, USAGE, parts);
+        assert_refused(&run(&mut vmm(&args)), USAGE, parts);
     }
     for date in ["tomorrow", "2026-02-30", "1969-12-31"] {
         let ended = run(&mut vmm(&["run", kernel, "--deterministic", "--rtc", date]));
-        assert_eq!(ended.status, Some(USAGE), "{ended:?}");
-        assert!(
-            ended.stderr.contains("--rtc <DATE>") && ended.stderr.contains(date),
-            "{ended:?}"
-        );
+        assert_refused(&ended, USAGE, &["--rtc <DATE>", date]);
     }
+}
+
+#[test]
+fn irqchip_that_cannot_be_had_is_told_of() {
+    let ended = run(&mut vmm(&["--deterministic", "--irqchip", "split"]));
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    assert!(
+        ended.stderr.contains("--irqchip split changes nothing here"),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn guests_end_is_told_before_the_trace_that_does_not_fit() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = multiboot(|a| {
+        a.cli()?;
+        a.hlt()
+    });
+    let path = file(&directory, "guest", &image);
+    let args = ["run", path.to_str().unwrap(), "--deterministic", "--backend", "soft"];
+    let ended = run(vmm(&args).args(["--trace", "/dev/full"]));
+    assert_eq!(ended.status, Some(CANNOT_CONTINUE), "{ended:?}");
+    let said = |what: &str| ended.stderr.find(what).unwrap_or_else(|| panic!("{what} in {ended:?}"));
+    assert!(said("halted with nothing to wake it") < said("cannot write the trace to /dev/full"));
 }
 
 #[test]

@@ -43,6 +43,11 @@ pub enum ShadowError {
     },
 }
 
+/// A fault that [`ShadowMmu::known_mmio`] has begun: nothing is known of it yet, or only that it is the guest's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "the fault is to be finished"]
+pub struct Unfinished(Option<FaultOutcome>);
+
 /// The shadow side of the MMU, shared by the vCPUs of a VM.
 pub struct ShadowMmu<S = HeapTables> {
     pub(super) layout: SpteLayout,
@@ -110,7 +115,27 @@ impl<S: TableSpace> ShadowMmu<S> {
         tlb: &mut impl TlbControl,
         fault: ShadowFault,
     ) -> FaultOutcome {
-        let outcome = self.handle(vcpu, memory, frames, tlb, fault);
+        match self.known_mmio(vcpu, memory, frames, fault) {
+            Ok(outcome) => outcome,
+            Err(unfinished) => self.finish_fault(vcpu, memory, frames, tlb, fault, unfinished),
+        }
+    }
+
+    /// What is left of a fault after [`ShadowMmu::known_mmio`].
+    #[inline]
+    pub fn finish_fault<O: MmuObserver>(
+        &self,
+        vcpu: &mut ShadowVcpu<O>,
+        memory: &impl GuestMemory,
+        frames: &mut impl FrameSource,
+        tlb: &mut impl TlbControl,
+        fault: ShadowFault,
+        unfinished: Unfinished,
+    ) -> FaultOutcome {
+        let outcome = match unfinished.0 {
+            Some(outcome) => outcome,
+            None => self.unknown_fault(vcpu, memory, frames, tlb, fault),
+        };
         if let FaultOutcome::Inject(fault) = outcome
             && fault.code.has(PageFaultCode::PRESENT)
             && !fault.code.has(PageFaultCode::RESERVED)
@@ -121,11 +146,14 @@ impl<S: TableSpace> ShadowMmu<S> {
         outcome
     }
 
-    /// A fault with the RSVD bit, if it is MMIO that is known already: [`FaultOutcome::Emulate`] or [`FaultOutcome::Retry`].
-    /// Otherwise nothing has happened, and [`ShadowMmu::page_fault`] is to be asked.
+    /// The first half of [`ShadowMmu::page_fault`]: a fault with the RSVD bit, if it is MMIO that is known already, is
+    /// [`FaultOutcome::Emulate`] or [`FaultOutcome::Retry`].
     ///
     /// This takes no lock and asks for no flush. So a software CPU need not stop using its TLB meanwhile, as it must where it
     /// may have to wait for somebody who waits for that.
+    ///
+    /// # Errors
+    /// The fault needs more: [`ShadowMmu::finish_fault`] does it. It is counted by now, and so is what was looked at.
     #[inline]
     pub fn known_mmio<O: MmuObserver>(
         &self,
@@ -133,32 +161,15 @@ impl<S: TableSpace> ShadowMmu<S> {
         memory: &impl GuestMemory,
         frames: &mut impl FrameSource,
         fault: ShadowFault,
-    ) -> Option<FaultOutcome> {
-        if !fault.reserved {
-            return None;
-        }
-        let outcome = self.handle_mmio_page_fault(vcpu, memory, frames, fault)?;
-        let known = matches!(outcome, FaultOutcome::Emulate(_) | FaultOutcome::Retry);
-        vcpu.own.stats.faults += u64::from(known);
-        known.then_some(outcome)
-    }
-
-    #[inline]
-    fn handle<O: MmuObserver>(
-        &self,
-        vcpu: &mut ShadowVcpu<O>,
-        memory: &impl GuestMemory,
-        frames: &mut impl FrameSource,
-        tlb: &mut impl TlbControl,
-        fault: ShadowFault,
-    ) -> FaultOutcome {
+    ) -> Result<FaultOutcome, Unfinished> {
         vcpu.own.stats.faults += 1;
-        if fault.reserved
-            && let Some(outcome) = self.handle_mmio_page_fault(vcpu, memory, frames, fault)
-        {
-            return outcome;
+        if !fault.reserved {
+            return Err(Unfinished(None));
         }
-        self.unknown_fault(vcpu, memory, frames, tlb, fault)
+        match self.handle_mmio_page_fault(vcpu, memory, frames, fault) {
+            Some(outcome @ (FaultOutcome::Emulate(_) | FaultOutcome::Retry)) => Ok(outcome),
+            outcome => Err(Unfinished(outcome)),
+        }
     }
 
     /// A fault that isn't known MMIO. Not a part of the above, whose frame would grow by all that this needs.

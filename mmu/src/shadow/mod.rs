@@ -42,7 +42,7 @@ mod zap;
 pub use bits::BitSpan;
 pub use host::{CpuidResult, EntryFormat, GenerationSpans, HostParams};
 pub use layout::SpteLayout;
-pub use mmu::{ShadowError, ShadowMmu};
+pub use mmu::{ShadowError, ShadowMmu, Unfinished};
 pub use outcome::{FaultOutcome, MmioAccess, ShadowFault};
 pub use ports::{DirtyLog, FoundFrame, FrameSource, TlbControl};
 pub use refusal::{CachingOff, LayoutError};

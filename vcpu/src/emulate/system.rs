@@ -169,12 +169,13 @@ impl<E: Memory + Platform> Cpu<E> {
     pub(super) fn cpuid(&mut self, _insn: &Instruction) -> Result<Flow, Stop> {
         let leaf = self.state.low(RAX, Width::B4) as u32;
         let subleaf = self.state.low(RCX, Width::B4) as u32;
-        let [a, b, mut c, d] = self.env.cpuid(leaf, subleaf);
+        let [a, mut b, mut c, d] = self.env.cpuid(leaf, subleaf);
         let cr4 = self.state.sys.cr4;
-        // Two bits say what the operating system has turned on.
+        // Two bits say what the operating system has turned on, and two numbers how large that is.
         let mirror = |register: u32, bit: u32, on: bool| register & !(1 << bit) | u32::from(on) << bit;
         match (leaf, subleaf) {
             (1, _) => c = mirror(c, 27, cr4 & cr4::OSXSAVE != 0),
+            (0xd, 0 | 1) => b = self.area_in_use(subleaf, a, b),
             (7, 0) => c = mirror(c, 4, cr4 & cr4::PKE != 0),
             _ => {}
         }

@@ -126,6 +126,32 @@ impl<E: Memory + Platform> Cpu<E> {
         self.check_task_switched()
     }
 
+    /// CPUID leaf 0xd subleaf 0 or 1, EBX: the size of an area with all that is enabled, in the standard format or packed
+    /// (SDM vol. 1 section 13.2). `features` and `size` are what the platform says in EAX and EBX.
+    pub(super) fn area_in_use(&mut self, subleaf: u32, features: u32, size: u32) -> u32 {
+        const XSAVEC: u32 = 1 << 1;
+        const XSAVES: u32 = 1 << 3;
+        const XSS: u32 = 0xda0;
+        let packed = subleaf == 1;
+        if features == 0 || packed && features & (XSAVEC | XSAVES) == 0 {
+            return size;
+        }
+        let mut enabled = self.state.fpu.xcr0;
+        if packed && features & XSAVES != 0 {
+            enabled |= self.env.read_msr(XSS).unwrap_or(0);
+        }
+        let mut end = EXTENDED as u32;
+        for number in (2..63).filter(|number| enabled & 1 << number != 0) {
+            let [size, offset, flags, _] = self.env.cpuid(0xd, number);
+            end = match packed {
+                false => end.max(offset.saturating_add(size)),
+                true if flags & 2 != 0 => (end.saturating_add(63) & !63).saturating_add(size),
+                true => end.saturating_add(size),
+            };
+        }
+        end
+    }
+
     /// The components asked for in EDX:EAX that are enabled.
     fn requested(&self) -> u64 {
         let asked = self.state.low(RDX, Width::B4) << 32 | self.state.low(RAX, Width::B4);

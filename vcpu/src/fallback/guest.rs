@@ -1,7 +1,8 @@
-//! The instruction core's world during a fallback: guest memory through the guest's page tables and the memory slots,
-//! devices through exits, the rest from the backend.
+//! The instruction core's world during a fallback: guest memory through the guest's page tables and the memory slots, devices
+//! through exits. What it asks of the rest is in `platform`.
 
 use super::code::{self, CodeCache, Known};
+use super::exchange::Place;
 use super::host::{EmulationHost, NotKnown};
 use super::parts::Parts;
 use super::replay::Replay;
@@ -9,12 +10,10 @@ use super::tables::may_change_a_table;
 use super::translations::Translations;
 use crate::backend::BackendError;
 use crate::emulate::state::cr4;
-use crate::emulate::{Access, AccessKind, Cpu, CpuState, Exception, Memory, Platform, Request, Stop, Translation};
+use crate::emulate::{Access, AccessKind, Cpu, CpuState, Exception, Memory, Request, Stop};
 use crate::paging;
-use crate::regs::SystemRegs;
 use std::sync::{Arc, Mutex, PoisonError};
-use umbra_devices::{IoOp, IoSize};
-use umbra_memslots::{EntrySize, Exchange, Gpa, GuestMemory, Gva, MemoryFault, Memslots, PAGE_SIZE};
+use umbra_memslots::{EntrySize, Gpa, GuestMemory, Gva, MemoryFault, Memslots, PAGE_SIZE};
 use umbra_mmu::guest_walk::{WalkFailure, walk};
 use umbra_mmu::x86::{self, GuestCpu, PagingState, Privilege};
 
@@ -22,23 +21,20 @@ use umbra_mmu::x86::{self, GuestCpu, PagingState, Privilege};
 /// an access natively at the same moment is not held up by it.
 static WIDE_LOCK: Mutex<()> = Mutex::new(());
 
-/// IA32_TIME_STAMP_COUNTER.
-const TSC: u32 = 0x10;
-
 pub(super) struct Guest<'a, B> {
-    backend: &'a mut B,
-    slots: Arc<Memslots>,
-    replay: &'a mut Replay,
-    known: &'a mut Translations,
-    cpu: GuestCpu,
+    pub(super) backend: &'a mut B,
+    pub(super) slots: Arc<Memslots>,
+    pub(super) replay: &'a mut Replay,
+    pub(super) known: &'a mut Translations,
+    pub(super) cpu: GuestCpu,
     paging: PagingState,
     /// The instruction that is executed is the one at which the backend failed.
     pub first: bool,
     /// Whether the backend is to be told of writes to page tables.
     tells_tables: bool,
-    flush: bool,
+    pub(super) flush: bool,
     tables_changed: bool,
-    over: bool,
+    pub(super) over: bool,
     error: Option<BackendError>,
 }
 
@@ -154,13 +150,13 @@ impl<'a, B: EmulationHost> Guest<'a, B> {
         }
     }
 
-    fn renew_paging(&mut self, state: &CpuState) {
+    pub(super) fn renew_paging(&mut self, state: &CpuState) {
         self.known.clear();
         self.paging = paging_state(state, self.cpu);
     }
 
     /// Notes a failure of the host and stops the instruction.
-    fn host<T>(&mut self, result: Result<T, BackendError>) -> Result<T, Stop> {
+    pub(super) fn host<T>(&mut self, result: Result<T, BackendError>) -> Result<T, Stop> {
         result.map_err(|error| {
             self.error = Some(error);
             Stop::Unsupported
@@ -214,11 +210,12 @@ impl<'a, B: EmulationHost> Guest<'a, B> {
         Ok(parts)
     }
 
-    /// Whether a page is memory that may be written.
-    fn writable_memory(&self, gpa: Gpa) -> bool {
-        self.slots
-            .find_visible(gpa.gfn())
-            .is_some_and(|slot| !slot.is_read_only())
+    /// Whether a page is memory that may be written, and else a device's. It may be on its way from one to the other.
+    fn writable_memory(&mut self, gpa: Gpa) -> Result<bool, Stop> {
+        match self.slots.find_gpa(gpa) {
+            Some(slot) if slot.is_invalid() => Err(self.removed()),
+            slot => Ok(slot.is_some_and(|slot| !slot.is_read_only())),
+        }
     }
 
     /// The slot goes away or moves: the instruction is to be executed with the slots as they will be.
@@ -285,7 +282,7 @@ impl<B: EmulationHost> Memory for Guest<'_, B> {
     fn write(&mut self, at: Gva, bytes: &[u8], access: Access) -> Result<(), Stop> {
         if at.page_offset() + bytes.len() as u64 <= PAGE_SIZE {
             let gpa = self.translate(at, access)?;
-            return if self.writable_memory(gpa) {
+            return if self.writable_memory(gpa)? {
                 self.write_memory(gpa, bytes)
             } else {
                 self.replay.write_device(gpa, bytes)
@@ -293,9 +290,13 @@ impl<B: EmulationHost> Memory for Guest<'_, B> {
         }
         let parts = self.parts(at, bytes.len(), access)?;
         // Devices first: until the last of them has answered, no memory is touched.
-        let (memory, devices): (Vec<_>, Vec<_>) = parts.iter().partition(|part| self.writable_memory(part.gpa));
-        for part in devices {
-            self.replay.write_device(part.gpa, &bytes[part.from..part.to])?;
+        let mut memory = Vec::with_capacity(parts.len());
+        for part in &parts {
+            if self.writable_memory(part.gpa)? {
+                memory.push(part);
+            } else {
+                self.replay.write_device(part.gpa, &bytes[part.from..part.to])?;
+            }
         }
         for part in memory {
             self.write_memory(part.gpa, &bytes[part.from..part.to])?;
@@ -310,7 +311,7 @@ impl<B: EmulationHost> Memory for Guest<'_, B> {
     fn compare_exchange(&mut self, at: Gva, old: &[u8], new: &[u8], access: Access) -> Result<bool, Stop> {
         let parts = self.parts(at, old.len(), access)?;
         if let [part] = &parts[..]
-            && self.writable_memory(part.gpa)
+            && self.writable_memory(part.gpa)?
             && old.len() <= 8
             && let Some(place) = Place::of(part.gpa, old.len())
         {
@@ -329,7 +330,11 @@ impl<B: EmulationHost> Memory for Guest<'_, B> {
         let mut present = [0; 16];
         let present = &mut present[..old.len()];
         // Of a device the caller has just read the old value, and reading it twice might do something.
-        if parts.iter().all(|part| self.writable_memory(part.gpa)) {
+        let mut memory = true;
+        for part in &parts {
+            memory &= self.writable_memory(part.gpa)?;
+        }
+        if memory {
             self.read(at, present, access)?;
             if present != old {
                 return Ok(false);
@@ -365,128 +370,6 @@ pub(super) fn fetch<B: EmulationHost>(cpu: &mut Cpu<Guest<'_, B>>, code: &mut Co
     }
     // On two pages, at the segment's end, not in memory or no instruction.
     Ok(Known::once(cpu.fetch()?, rip, size))
-}
-
-/// The aligned word in which an operand of 1 to 8 bytes lies.
-struct Place {
-    word: Gpa,
-    size: EntrySize,
-    /// Bits below the operand.
-    shift: u32,
-    mask: u64,
-}
-
-impl Place {
-    fn of(gpa: Gpa, length: usize) -> Option<Self> {
-        let fits = |bytes: u64| gpa.get() % bytes + length as u64 <= bytes;
-        let size = if fits(4) {
-            EntrySize::B4
-        } else if fits(8) {
-            EntrySize::B8
-        } else {
-            return None;
-        };
-        let offset = gpa.get() % size.bytes();
-        Some(Self {
-            word: Gpa::new(gpa.get() - offset),
-            size,
-            shift: 8 * offset as u32,
-            mask: u64::MAX >> (64 - 8 * length) << (8 * offset),
-        })
-    }
-
-    fn exchange(&self, slots: &Memslots, old: &[u8], new: &[u8]) -> Result<bool, MemoryFault> {
-        let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, byte| (n << 8) | u64::from(*byte));
-        let (old, new) = (number(old) << self.shift, number(new) << self.shift);
-        let mut word = slots.read_entry(self.word, self.size)?;
-        // Neighbours in the word may change at the same time; only the operand itself decides.
-        loop {
-            if word & self.mask != old {
-                return Ok(false);
-            }
-            match slots.compare_exchange_entry(self.word, self.size, word, word & !self.mask | new)? {
-                Exchange::Done => return Ok(true),
-                Exchange::Differs(other) => word = other,
-            }
-        }
-    }
-}
-
-impl<B: EmulationHost> Platform for Guest<'_, B> {
-    fn port_in(&mut self, port: u16, size: IoSize) -> Result<u32, Stop> {
-        let request = Request::Pio {
-            port,
-            size,
-            op: IoOp::Read,
-        };
-        match self.replay.take(request) {
-            Some(value) => Ok(size.truncate(value.unwrap_or(0)) as u32),
-            None => Err(Stop::Pending(request)),
-        }
-    }
-
-    fn port_out(&mut self, port: u16, size: IoSize, value: u32) -> Result<(), Stop> {
-        let op = IoOp::Write(size.truncate(u64::from(value)));
-        let request = Request::Pio { port, size, op };
-        match self.replay.take(request) {
-            Some(_) => Ok(()),
-            None => Err(Stop::Pending(request)),
-        }
-    }
-
-    fn read_msr(&mut self, index: u32) -> Result<u64, Stop> {
-        let value = self.backend.read_msr(index);
-        self.host(value)?.ok_or(Stop::Fault(Exception::gp(0)))
-    }
-
-    fn write_msr(&mut self, index: u32, value: u64) -> Result<(), Stop> {
-        if !self.first {
-            // The backend does more than note the value: it is given the guest back for it.
-            return Err(Stop::Unsupported);
-        }
-        // It may have changed what was read of the vCPU's state.
-        self.over = true;
-        let written = self.backend.write_msr(index, value);
-        if self.host(written)? {
-            Ok(())
-        } else {
-            Err(Exception::gp(0).into())
-        }
-    }
-
-    fn cpuid(&mut self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        let answer = self.backend.cpuid(leaf, subleaf);
-        self.host(answer).unwrap_or_default()
-    }
-
-    fn tsc(&mut self) -> u64 {
-        let value = self.backend.read_msr(TSC);
-        self.host(value).ok().flatten().unwrap_or(0)
-    }
-
-    fn load_pdptes(&mut self, sys: &SystemRegs) -> Result<[u64; 4], Stop> {
-        paging::read_pdptes(sys, self.cpu, &*self.slots)
-    }
-
-    fn translation(&mut self, change: Translation, state: &CpuState) {
-        match change {
-            Translation::InvalidateAddress(_) | Translation::InvalidateAll => {
-                self.flush = true;
-                self.known.clear();
-            }
-            // A load of CR3 with the same value is a flush, too.
-            Translation::ControlsChanged => {
-                self.flush = true;
-                self.renew_paging(state);
-            }
-            // Each access says who makes it.
-            Translation::PrivilegeChanged => {}
-        }
-    }
-
-    fn physical_width(&self) -> u32 {
-        self.cpu.physical_bits
-    }
 }
 
 /// What the guest's CPUID says about paging.

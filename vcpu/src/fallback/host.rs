@@ -37,6 +37,12 @@ pub trait EmulationHost: VcpuBackend {
     /// The host failed.
     fn cpuid(&mut self, leaf: u32, subleaf: u32) -> Result<[u32; 4], BackendError>;
 
+    /// Whether interrupts are held off for the next instruction.
+    ///
+    /// # Errors
+    /// The host failed.
+    fn interrupt_shadow(&mut self) -> Result<bool, BackendError>;
+
     /// Whether interrupts are held off for one instruction from now on. Also forgets an exception that the backend had
     /// in store for the instruction it could not execute.
     ///

@@ -4,19 +4,23 @@
 //! Guest memory is reached through the guest's own page tables ([`umbra_mmu::guest_walk`]) and the memory slots, devices
 //! through the exits that the run loop answers anyway. If failures come thick, the guest stays in software for a while
 //! ([`policy`]). Read in this order: [`host`] (what it needs of the backend), [`policy`], `replay` (how an instruction waits
-//! for a device), `code` and `translations` (what is remembered), `tables`, `guest` (the core's world), `software` (a
-//! stretch from its beginning to its end), this file, `half_syscall`.
+//! for a device), `code` and `translations` (what is remembered), `tables`, `exchange`, `guest` and `platform` (the core's
+//! world), `software` (a stretch from its beginning to its end), this file, `half_syscall`.
 
 mod code;
 mod counts;
+mod exchange;
 mod guest;
 mod half_syscall;
 pub mod host;
 mod parts;
+mod platform;
 pub mod policy;
 pub(crate) mod replay;
 mod software;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod translations;
 
 pub use counts::{FallbackCounts, Stretches};
@@ -25,11 +29,11 @@ pub use host::{EmulationHost, NotKnown};
 pub use parts::Parts;
 
 use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
-use crate::emulate::Request;
+use crate::emulate::{Request, flags};
 use crate::exit::{VmEntry, VmExit};
 use crate::regs::{Regs, SystemRegs};
 use policy::Policy;
-use software::{End, GoOn, InSoftware, Tools};
+use software::{Begun, End, GoOn, InSoftware, Tools};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use umbra_memslots::SlotReader;
@@ -47,8 +51,11 @@ pub struct Fallback<B> {
     tools: Tools,
     /// What the last exit asks for, if it was ours.
     asked: Option<(Request, VmExit)>,
-    /// The vCPU's state while the core has it, which is only while it waits for an answer to `asked`.
+    /// The vCPU's state while the core has it between two runs, in the middle of an instruction: it waits for an answer to
+    /// `asked`, or has been interrupted.
     held: Option<Box<InSoftware>>,
+    /// What is left of `held` if the backend was given the state meanwhile.
+    begun: Option<Begun>,
 }
 
 /// How the core's work ended.
@@ -78,6 +85,7 @@ impl<B: EmulationHost> Fallback<B> {
             tools: Tools::new(),
             asked: None,
             held: None,
+            begun: None,
         }
     }
 
@@ -131,18 +139,22 @@ impl<B: EmulationHost> Fallback<B> {
                 self.held = Some(guest);
                 return Ok(Attempt::Exit(exit));
             }
+            End::Interrupted => {
+                self.held = Some(guest);
+                return Ok(Attempt::Exit(VmExit::Interrupted));
+            }
             End::RunAgain => None,
             End::GiveBack(with) => {
-                guest.give_back(&mut self.backend, &self.tools.counts)?;
-                self.set_steps(self.emulates && with == GoOn::Step)?;
+                self.give_back(&guest)?;
+                self.set_steps(self.emulates && with == GoOn::Step && !guest.is_traced())?;
                 None
             }
             End::Halted => {
-                guest.give_back(&mut self.backend, &self.tools.counts)?;
+                self.give_back(&guest)?;
                 Some(VmExit::Hlt)
             }
             End::Shutdown => {
-                guest.give_back(&mut self.backend, &self.tools.counts)?;
+                self.give_back(&guest)?;
                 Some(VmExit::Shutdown)
             }
         };
@@ -166,34 +178,54 @@ impl<B: EmulationHost> Fallback<B> {
         }
         // Somebody has changed registers meanwhile.
         let stretch = self.policy.failed(self.tools.now());
-        InSoftware::again(&mut self.backend, &mut self.slots, stretch).map(Box::new)
+        let (backend, slots, tools) = (&mut self.backend, &mut self.slots, &mut self.tools);
+        let guest = match self.begun.take() {
+            Some(begun) => InSoftware::again(backend, slots, tools, stretch, begun),
+            None => InSoftware::begin(backend, slots, tools, stretch, false),
+        };
+        guest.map(Box::new)
+    }
+
+    /// Has the backend have the state as the core left it. A guest that traces itself is not stepped meanwhile: TF would be
+    /// taken for the backend's own.
+    fn give_back(&mut self, guest: &InSoftware) -> Result<(), BackendError> {
+        if guest.is_traced() {
+            self.set_steps(false)?;
+        }
+        guest.give_back(&mut self.backend, &self.tools.counts)
     }
 
     /// Has the backend have the state, if the core has it: somebody is going to change it.
     fn release(&mut self) -> Result<(), BackendError> {
-        match self.held.take() {
-            Some(guest) => guest.give_back(&mut self.backend, &self.tools.counts),
-            None => Ok(()),
-        }
+        let Some(guest) = self.held.take() else {
+            return Ok(());
+        };
+        self.begun = Some(guest.begun());
+        self.give_back(&guest)
     }
 }
 
 impl<B: EmulationHost> VcpuBackend for Fallback<B> {
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, BackendError> {
-        let Some((request, exit)) = self.asked.take() else {
-            return self.go_on(entry);
-        };
-        if let Err(expected) = exit.accepts(entry) {
-            self.asked = Some((request, exit));
-            return Err(BackendError::WrongEntry { entry, expected });
+        let finish_only = matches!(entry, VmEntry::Complete(_));
+        match self.asked.take() {
+            Some((request, exit)) => {
+                if let Err(expected) = exit.accepts(entry) {
+                    self.asked = Some((request, exit));
+                    return Err(BackendError::WrongEntry { entry, expected });
+                }
+                let value = match entry {
+                    VmEntry::Value(value) | VmEntry::Complete(value) => Some(value),
+                    VmEntry::Resume => Some(0),
+                    VmEntry::Fault => None,
+                };
+                self.tools.replay.answer(request, value);
+            }
+            None if self.held.is_some() || self.begun.is_some() => VmExit::Interrupted
+                .accepts(entry)
+                .map_err(|expected| BackendError::WrongEntry { entry, expected })?,
+            None => return self.go_on(entry),
         }
-        let (value, finish_only) = match entry {
-            VmEntry::Value(value) => (Some(value), false),
-            VmEntry::Complete(value) => (Some(value), true),
-            VmEntry::Resume => (Some(0), false),
-            VmEntry::Fault => (None, false),
-        };
-        self.tools.replay.answer(request, value);
         let guest = self.take_guest()?;
         match self.execute(guest, finish_only)? {
             // The instruction is whole; the backend says that it was interrupted without running the guest.
@@ -215,6 +247,9 @@ impl<B: EmulationHost> VcpuBackend for Fallback<B> {
 
     fn set_regs(&mut self, regs: &Regs) -> Result<(), BackendError> {
         self.release()?;
+        if regs.rflags & flags::TF != 0 {
+            self.set_steps(false)?;
+        }
         self.backend.set_regs(regs)
     }
 

@@ -52,7 +52,8 @@ impl Parts {
                     | M::Rdmsr
                     | M::Wrmsr
             ),
-            fpu: insn.cpuid_features().iter().any(|feature| is_fpu(*feature)),
+            // `cpuid` says how large the enabled state is.
+            fpu: insn.mnemonic() == M::Cpuid || insn.cpuid_features().iter().any(|feature| is_fpu(*feature)),
             debug: false,
         }
     }
@@ -94,6 +95,7 @@ mod tests {
         assert_eq!(parts(&[0xf3, 0x0f, 0xb8, 0xc1]), Parts::default(), "popcnt");
         assert!(parts(&[0x48, 0x0f, 0xae, 0x2f]).fpu, "xrstor64");
         assert!(parts(&[0x66, 0x0f, 0xef, 0xc0]).fpu, "pxor");
+        assert!(parts(&[0x0f, 0xa2]).fpu, "cpuid");
         assert!(parts(&[0x0f, 0x01, 0xf8]).msrs, "swapgs");
     }
 }

@@ -13,7 +13,8 @@
 //!
 //! Whatever the patience, the guest is given back ([`HandBack`]) when it comes to user code, which a backend can run if it
 //! can run anything, and when it is about to wait for an interrupt. Interrupts are the backend's to deliver: while the guest
-//! takes them, the backend is asked every [`ASK`] whether one waits, and after [`LONGEST`] it is given the guest anyway.
+//! takes them, the backend is asked every [`ASK`] whether one waits. After [`LONGEST`] it is given the guest anyway, also one
+//! that shuts interrupts out: an NMI or INIT may wait.
 
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ const STEP: u32 = 8;
 const MOST: u32 = FIRST * STEP * STEP * STEP;
 /// While the guest takes interrupts, the backend is asked for them this often.
 pub const ASK: Duration = Duration::from_micros(250);
-/// While the guest takes interrupts, it is given back after this time, whatever the backend knows.
+/// The guest is given back after this time, whatever it takes and the backend knows.
 pub const LONGEST: Duration = Duration::from_millis(20);
 /// Instructions between two looks at the clock.
 const LOOK: u32 = 64;
@@ -159,19 +160,19 @@ impl Stretch {
         self.open = what.open;
         if opened || self.look == 0 {
             self.look = LOOK;
-            if what.open && self.is_interrupted(ask) {
+            if self.is_interrupted(what.open, ask) {
                 return Some(HandBack::Interrupts);
             }
         }
         None
     }
 
-    fn is_interrupted(&mut self, ask: &mut impl Ask) -> bool {
+    fn is_interrupted(&mut self, open: bool, ask: &mut impl Ask) -> bool {
         let now = ask.now();
         if now.saturating_sub(self.began) >= LONGEST {
             return true;
         }
-        if now.saturating_sub(self.asked) < ASK {
+        if !open || now.saturating_sub(self.asked) < ASK {
             return false;
         }
         self.asked = now;
@@ -289,13 +290,14 @@ mod tests {
         policy.given_back(ms(0));
         let mut stretch = policy.failed(ms(0));
         assert_eq!(stretch.patience, FIRST);
+        let mut early = At(Duration::ZERO, true);
         for _ in 0..100 {
-            assert_eq!(stretch.executed(FAILING, &mut Never), None);
+            assert_eq!(stretch.executed(FAILING, &mut early), None);
             for _ in 1..FIRST {
-                assert_eq!(stretch.executed(PLAIN, &mut Never), None);
+                assert_eq!(stretch.executed(PLAIN, &mut early), None);
             }
         }
-        assert_eq!(stretch.executed(PLAIN, &mut Never), Some(HandBack::Left));
+        assert_eq!(stretch.executed(PLAIN, &mut early), Some(HandBack::Left));
         assert_eq!(stretch.instructions(), 100 * u64::from(FIRST) + 1);
     }
 
@@ -315,8 +317,10 @@ mod tests {
     fn an_interrupt_that_waits_is_let_in_when_the_guest_takes_it() {
         let mut stretch = patient();
         for _ in 0..1000 {
-            assert_eq!(stretch.executed(PLAIN, &mut Never), None, "the guest shuts it out");
+            let closed = stretch.executed(PLAIN, &mut At(2 * ASK, true));
+            assert_eq!(closed, None, "the guest shuts it out");
         }
+        let mut stretch = patient();
         let waits = Some(HandBack::Interrupts);
         assert_eq!(stretch.executed(OPEN, &mut At(ASK, true)), waits);
         let mut stretch = patient();
@@ -340,6 +344,14 @@ mod tests {
             stretch.executed(OPEN, &mut At(LONGEST, false)),
             Some(HandBack::Interrupts)
         );
+    }
+
+    #[test]
+    fn guest_that_shuts_interrupts_out_is_let_go_in_the_end() {
+        let mut stretch = patient();
+        let mut late = At(LONGEST, false);
+        let given_back = (1..).find(|_| stretch.executed(PLAIN, &mut late) == Some(HandBack::Interrupts));
+        assert_eq!(given_back, Some(LOOK));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! [`InSoftware`]: a guest on the core, from the instruction at which its backend failed to where it is given back.
 //!
 //! The vCPU's state is read when the stretch begins (parts that cost system calls when an instruction first needs them) and
-//! written when it ends. In between only the core has it, also while an instruction waits for a device.
+//! written when it ends. In between only the core has it, also while an instruction waits for a device. An instruction is
+//! given back whole: what was answered to it, or an exception of it that isn't delivered yet, only the core knows, so that
+//! another CPU or a change of slots in its way makes the vCPU come out and go on here.
 
 use super::FallbackCounts;
 use super::code::{CodeCache, CodeSet};
@@ -13,7 +15,7 @@ use super::policy::{Ask, Executed, HandBack, Stretch};
 use super::replay::Replay;
 use super::translations::Translations;
 use crate::backend::BackendError;
-use crate::emulate::state::cr4;
+use crate::emulate::state::{RCX, cr4};
 use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop, flags};
 use crate::paging;
 use iced_x86::{Code, Mnemonic};
@@ -74,21 +76,36 @@ pub(super) struct InSoftware {
     first: bool,
     /// An exception whose delivery has to be begun anew.
     event: Option<Exception>,
+    /// The present instruction, or the one that raised `event`.
+    insn: (Code, Mnemonic),
 }
+
+/// An instruction that has begun, as somebody outside changes the vCPU's state meanwhile.
+pub(super) struct Begun {
+    rip: u64,
+    first: bool,
+    event: Option<Exception>,
+    insn: (Code, Mnemonic),
+}
+
+/// What is known of an instruction that was not fetched.
+const NOT_FETCHED: (Code, Mnemonic) = (Code::INVALID, Mnemonic::INVALID);
 
 /// Why the core stops.
 pub(super) enum End {
     /// The backend is to go on.
     GiveBack(GoOn),
-    /// The backend is to go on, and nothing has changed.
+    /// The backend is to go on, with its registers as they were.
     RunAgain,
     /// A request is to be answered; the core goes on then.
     Wait(Request),
+    /// Somebody is in the way of an instruction that has begun; the core goes on with it in the next run.
+    Interrupted,
     /// The vCPU waits for an interrupt.
     Halted,
     /// It has shut down.
     Shutdown,
-    /// The core doesn't know the instruction either; nothing has changed.
+    /// The core doesn't know the instruction either; the backend's registers are as they were.
     Unknown,
 }
 
@@ -120,6 +137,8 @@ pub(super) enum GoOn {
 /// What became of one instruction.
 enum After {
     Executed(Executed),
+    /// Nothing: another CPU or a change of slots was in the way. The same is to be tried again.
+    Contended,
     End(End),
 }
 
@@ -133,8 +152,7 @@ impl InSoftware {
         failed: bool,
     ) -> Result<Self, BackendError> {
         tools.replay.clear();
-        tools.translations.clear();
-        let mut guest = Self::again(backend, slots, stretch)?;
+        let mut guest = Self::take(backend, slots, tools, stretch)?;
         guest.first = failed;
         Ok(guest)
     }
@@ -143,8 +161,26 @@ impl InSoftware {
     pub fn again<B: EmulationHost>(
         backend: &mut B,
         slots: &mut SlotReader,
+        tools: &mut Tools,
+        stretch: Stretch,
+        begun: Begun,
+    ) -> Result<Self, BackendError> {
+        let mut guest = Self::take(backend, slots, tools, stretch)?;
+        guest.first = begun.first;
+        // Who went elsewhere did not want the exception.
+        if begun.rip == guest.state.rip {
+            (guest.event, guest.insn) = (begun.event, begun.insn);
+        }
+        Ok(guest)
+    }
+
+    fn take<B: EmulationHost>(
+        backend: &mut B,
+        slots: &mut SlotReader,
+        tools: &mut Tools,
         stretch: Stretch,
     ) -> Result<Self, BackendError> {
+        tools.translations.clear();
         let mut state = CpuState::new(&backend.regs()?, &backend.system_regs()?);
         // Each instruction may meet a breakpoint or end in a trap, and protection keys look at PKRU.
         let loaded = Parts {
@@ -153,6 +189,7 @@ impl InSoftware {
             ..Parts::default()
         };
         backend.load_parts(&mut state, loaded)?;
+        state.interrupt_shadow = backend.interrupt_shadow()?;
         state.pdptes = match backend.pdptes() {
             Some(pdptes) => pdptes,
             None => paging::pdptes_of(&state.sys, describe(backend)?, &slots.snapshot()),
@@ -167,7 +204,23 @@ impl InSoftware {
             stretch: if stays { stretch } else { stretch.of_one() },
             first: false,
             event: None,
+            insn: NOT_FETCHED,
         })
+    }
+
+    /// Whether the guest has TF set.
+    pub fn is_traced(&self) -> bool {
+        self.state.flag(flags::TF)
+    }
+
+    /// What is to be kept of the present instruction if the backend is given the state before it is done.
+    pub fn begun(&self) -> Begun {
+        Begun {
+            rip: self.state.rip,
+            first: self.first,
+            event: self.event,
+            insn: self.insn,
+        }
     }
 
     /// Executes until something else is to be done. With `once` only the instruction that waited for an answer.
@@ -204,6 +257,13 @@ impl InSoftware {
             let executed = match self.step(&mut cpu, code, failing, counts)? {
                 After::End(end) => break end,
                 After::Executed(executed) => executed,
+                After::Contended => {
+                    let changed = !Arc::ptr_eq(slots.snapshot_arc(), cpu.env.slots());
+                    if cpu.env.is_over() || changed || kicked.swap(false, Ordering::Acquire) {
+                        break self.leave_unfinished(&cpu);
+                    }
+                    continue;
+                }
             };
             let mut ask = Asker {
                 env: &mut cpu.env,
@@ -241,9 +301,10 @@ impl InSoftware {
     ) -> Result<After, BackendError> {
         cpu.env.rewind();
         if let Some(exception) = self.event.take() {
-            let after = self.deliver(cpu, exception, false);
-            return Ok(self.note(cpu, after, Code::INVALID, Mnemonic::INVALID, failing, counts));
+            let after = self.deliver(cpu, exception, failing.contains(self.insn.0));
+            return Ok(self.note(cpu, after, failing, counts));
         }
+        self.insn = NOT_FETCHED;
         let fetched = match cpu.instruction_breakpoint() {
             Some(breakpoint) => Err(breakpoint.into()),
             None => fetch(cpu, code),
@@ -252,14 +313,16 @@ impl InSoftware {
             Ok(known) => (known.insn, known.parts),
             Err(stop) => {
                 let after = self.stopped(cpu, stop, false);
-                return Ok(self.note(cpu, after, Code::INVALID, Mnemonic::INVALID, failing, counts));
+                return Ok(self.note(cpu, after, failing, counts));
             }
         };
+        self.insn = (insn.code(), insn.mnemonic());
         // How interrupts wait for a vCPU, and wake it, is the backend's.
         if !self.first && insn.mnemonic() == Mnemonic::Hlt {
             return Ok(After::End(End::GiveBack(GoOn::Run)));
         }
         self.load(cpu, parts)?;
+        let before = (cpu.state.rip, cpu.state.gpr[RCX]);
         let step = cpu.execute(&insn);
         if let Some(error) = cpu.env.take_error() {
             return Err(error);
@@ -270,6 +333,8 @@ impl InSoftware {
         }
         let hit = failing.contains(insn.code());
         let after = match step {
+            // Not even one element of a string.
+            Step::Repeat if (cpu.state.rip, cpu.state.gpr[RCX]) == before => After::Contended,
             Step::Done { trap: false } | Step::Repeat => Self::executed(cpu, hit),
             Step::Done { trap: true } => match cpu.due() {
                 Some(trap) => self.raise(cpu, trap, hit),
@@ -286,7 +351,7 @@ impl InSoftware {
             },
             Step::TripleFault => After::End(End::Shutdown),
         };
-        Ok(self.note(cpu, after, insn.code(), insn.mnemonic(), failing, counts))
+        Ok(self.note(cpu, after, failing, counts))
     }
 
     /// If the instruction is over, remembers what it was, and forgets what it was answered.
@@ -294,8 +359,6 @@ impl InSoftware {
         &mut self,
         cpu: &mut Cpu<Guest<'_, B>>,
         after: After,
-        code: Code,
-        mnemonic: Mnemonic,
         failing: &mut CodeSet,
         counts: &FallbackCounts,
     ) -> After {
@@ -304,6 +367,7 @@ impl InSoftware {
             cpu.env.forget_answers();
         }
         if is_over && self.first {
+            let (code, mnemonic) = self.insn;
             counts.failed_at(mnemonic);
             failing.insert(code);
             self.first = false;
@@ -354,10 +418,21 @@ impl InSoftware {
         match stop {
             Stop::Fault(fault) => self.raise(cpu, fault, failing),
             Stop::Pending(request) => After::End(self.wait(cpu, request)),
-            Stop::Contended | Stop::Frozen => Self::executed(cpu, failing),
+            Stop::Contended | Stop::Frozen => After::Contended,
             Stop::TripleFault => After::End(End::Shutdown),
             Stop::Unsupported if !self.first => After::End(End::GiveBack(GoOn::Step)),
             Stop::Unsupported => After::End(End::Unknown),
+        }
+    }
+
+    /// The present instruction can't be executed now. The backend may begin it again, unless it isn't at its beginning.
+    fn leave_unfinished<B: EmulationHost>(&self, cpu: &Cpu<Guest<'_, B>>) -> End {
+        if self.event.is_some() || cpu.env.has_answers() {
+            End::Interrupted
+        } else if cpu.state.cpl() == 3 {
+            End::GiveBack(GoOn::Run)
+        } else {
+            End::GiveBack(GoOn::Step)
         }
     }
 

@@ -12,8 +12,9 @@ use crate::emulate::state::CoreMsrs;
 use crate::emulate::{CpuState, Request, exception};
 use crate::fallback::{EmulationHost, Parts};
 use kvm_bindings::{
-    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MAX_CPUID_ENTRIES, Msrs,
-    kvm_guest_debug, kvm_irqchip, kvm_msr_entry, kvm_xsave,
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MAX_CPUID_ENTRIES,
+    KVM_VCPUEVENT_VALID_PAYLOAD, KVM_VCPUEVENT_VALID_SHADOW, Msrs, kvm_guest_debug, kvm_irqchip, kvm_msr_entry,
+    kvm_vcpu_events, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use std::io;
@@ -36,7 +37,7 @@ pub(super) struct EmulationSide {
     table_reset: Option<Arc<TableReset>>,
     /// It is a pagetable-VM KVM.
     pagetable: bool,
-    /// The timer of the local APIC when the core took the guest over.
+    /// The timer of the local APIC when it was last looked at, or as what it is taken.
     timer: Timer,
     /// What `cpuid` says in the guest, once it was asked for.
     leaves: Option<CpuId>,
@@ -124,20 +125,18 @@ impl EmulationHost for KvmVcpu {
         Ok(answer)
     }
 
+    fn interrupt_shadow(&mut self) -> Result<bool, BackendError> {
+        let events = self.fd().get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
+        Ok(events.interrupt.shadow != 0)
+    }
+
     fn set_interrupt_shadow(&mut self, shadow: bool) -> Result<(), BackendError> {
         let fd = self.fd();
         let mut events = fd.get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
-        // Without KVM_CAP_EXIT_ON_EMULATION_FAILURE it has queued #UD for the instruction.
-        let queued = events.exception.injected != 0 && events.exception.nr == exception::UD;
-        let present = events.interrupt.shadow != 0;
-        if !queued && present == shadow {
-            return Ok(());
+        if change_shadow(&mut events, shadow) {
+            fd.set_vcpu_events(&events).map_err(host("KVM_SET_VCPU_EVENTS"))?;
         }
-        if queued {
-            events.exception.injected = 0;
-        }
-        events.interrupt.shadow = u8::from(shadow);
-        fd.set_vcpu_events(&events).map_err(host("KVM_SET_VCPU_EVENTS"))
+        Ok(())
     }
 
     fn leaves_syscalls_half_done(&self) -> bool {
@@ -167,10 +166,10 @@ impl EmulationHost for KvmVcpu {
             return Ok(false);
         }
         let apic = self.apic()?;
-        if apic.requested || waiting::has_expired(self.emulation.timer, apic.timer) {
+        let known = std::mem::replace(&mut self.emulation.timer, apic.timer);
+        if apic.requested || waiting::has_expired(known, apic.timer) {
             return Ok(true);
         }
-        self.emulation.timer = apic.timer;
         if apic.timer == Timer::Deadline {
             // The kernel clears it as the timer's interrupt is requested.
             let deadline = self.read_msr(TSC_DEADLINE)?.unwrap_or(0);
@@ -199,7 +198,7 @@ impl EmulationHost for KvmVcpu {
             return Ok(false);
         }
         if self.emulation.irqchip != Irqchip::None {
-            self.emulation.timer = self.apic()?.timer;
+            self.emulation.timer = waiting::on_coming_out(self.emulation.timer, self.apic()?.timer);
         }
         Ok(true)
     }
@@ -259,6 +258,23 @@ impl KvmVcpu {
         vm.get_irqchip(&mut chip).map_err(host("KVM_GET_IRQCHIP"))?;
         Ok(waiting::pic_asks(&chip))
     }
+}
+
+/// Has `events` say the shadow, and nothing of the #UD that KVM has queued for an instruction it couldn't execute (without
+/// KVM_CAP_EXIT_ON_EMULATION_FAILURE). `false`: they say so already. What others may have changed since `events` were
+/// read, an NMI that came, stays as it is in the kernel.
+fn change_shadow(events: &mut kvm_vcpu_events, shadow: bool) -> bool {
+    let queued = events.exception.injected != 0 && events.exception.nr == exception::UD;
+    if !queued && (events.interrupt.shadow != 0) == shadow {
+        return false;
+    }
+    if queued {
+        events.exception.injected = 0;
+    }
+    events.interrupt.shadow = u8::from(shadow);
+    // Only with its flag a pending exception is taken as one.
+    events.flags = KVM_VCPUEVENT_VALID_SHADOW | events.flags & KVM_VCPUEVENT_VALID_PAYLOAD;
+    true
 }
 
 /// A list of MSRs for an ioctl.
@@ -387,4 +403,31 @@ fn find_leaf(leaves: &CpuId, leaf: u32, subleaf: u32) -> [u32; 4] {
             entry.function == leaf && (!indexed || entry.index == subleaf)
         })
         .map_or([0; 4], |entry| [entry.eax, entry.ebx, entry.ecx, entry.edx])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn change_of_the_shadow_says_nothing_of_nmis() {
+        let mut events = kvm_vcpu_events {
+            // As the kernel fills them in: NMI, shadow, SMM.
+            flags: 0b1101,
+            ..Default::default()
+        };
+        assert!(!change_shadow(&mut events, false));
+        assert!(change_shadow(&mut events, true));
+        assert_eq!((events.interrupt.shadow, events.flags), (1, KVM_VCPUEVENT_VALID_SHADOW));
+    }
+
+    #[test]
+    fn exception_of_the_failed_instruction_is_forgotten_and_no_other() {
+        for (vector, left) in [(exception::UD, 0), (exception::PF, 1)] {
+            let mut events = kvm_vcpu_events::default();
+            (events.exception.injected, events.exception.nr) = (1, vector);
+            assert_eq!(change_shadow(&mut events, false), left == 0);
+            assert_eq!(events.exception.injected, left);
+        }
+    }
 }

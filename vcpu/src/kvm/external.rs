@@ -15,11 +15,22 @@ pub(super) struct External {
     source: Arc<dyn IntrSource>,
     /// Acknowledged, but the kernel has no room for it yet.
     vector: Option<u8>,
+    /// Registers were written since the kernel said whether the vCPU would take an interrupt.
+    changed: bool,
 }
 
 impl External {
     pub fn new(source: Arc<dyn IntrSource>) -> Self {
-        Self { source, vector: None }
+        Self {
+            source,
+            vector: None,
+            changed: false,
+        }
+    }
+
+    /// Somebody else changes the vCPU's registers: it may take interrupts no longer. The kernel is asked.
+    pub fn registers_change(&mut self) {
+        self.changed = true;
     }
 
     /// Whether an interrupt waits.
@@ -32,7 +43,8 @@ impl External {
     /// # Errors
     /// The kernel refused.
     pub fn offer(&mut self, page: &mut RunPage) -> io::Result<()> {
-        if self.vector.is_none() && page.is_ready_for_interrupt() && self.source.is_pending() {
+        let ready = !std::mem::take(&mut self.changed) && page.is_ready_for_interrupt();
+        if self.vector.is_none() && ready && self.source.is_pending() {
             self.vector = Some(self.source.acknowledge());
         }
         if let Some(vector) = self.vector {

@@ -274,6 +274,7 @@ impl VcpuBackend for KvmVcpu {
     }
 
     fn set_regs(&mut self, regs: &Regs) -> Result<(), BackendError> {
+        self.external.as_mut().into_iter().for_each(External::registers_change);
         let regs = regs_to_kvm(regs);
         // Only if the page holds this exit's registers: a vCPU that never ran may yet be started by another one, and
         // registers that wait in the page would then overwrite where that start put it.
@@ -298,6 +299,7 @@ impl VcpuBackend for KvmVcpu {
     }
 
     fn set_system_regs(&mut self, regs: &SystemRegs) -> Result<(), BackendError> {
+        self.external.as_mut().into_iter().for_each(External::registers_change);
         // By ioctl, always: a state that no CPU can be in is refused here and not by the next run.
         let present = self.page.fd().get_sregs().map_err(host("KVM_GET_SREGS"))?;
         let sregs = system_regs_to_kvm(regs, &present);

@@ -55,8 +55,8 @@ pub struct VmOptions {
     /// Whether accesses to MSRs that KVM does not know come to us instead of raising #GP in the guest.
     pub exit_on_unknown_msr: bool,
     /// Whether vCPUs may be wrapped in a [`crate::fallback::Fallback`]. Where KVM has shadows of the guest's page tables,
-    /// that takes one memory slot and the last two frames, see [`KvmVm::slot_limits`]; without it KVM doesn't learn what the
-    /// fallback writes to page tables.
+    /// that takes the last two memory slots (one may be the VMM's own memory) and the last two frames, see
+    /// [`KvmVm::slot_limits`]; without it KVM doesn't learn what the fallback writes to page tables.
     pub fallback: bool,
 }
 

@@ -80,6 +80,15 @@ pub(super) fn has_expired(before: Timer, now: Timer) -> bool {
     }
 }
 
+/// As what the timer is taken that is seen as `now` when the vCPU has just come out, and was last seen as `known`: one that
+/// has counted down since may have done so after the vCPU came out, when nobody has entered its interrupt.
+pub(super) fn on_coming_out(known: Timer, now: Timer) -> Timer {
+    match now {
+        Timer::Once { left: 0 } if known != now => Timer::Off,
+        _ => now,
+    }
+}
+
 /// Whether the first 8259 asks for the CPU, by what it has and masks.
 pub(super) fn pic_asks(chip: &kvm_irqchip) -> bool {
     // SAFETY: the caller asked the kernel for this chip, which is of plain numbers.
@@ -147,6 +156,10 @@ mod tests {
         assert!(!has_expired(half, timer(0, 100, 20)));
         assert!(has_expired(half, done));
         assert!(!has_expired(done, done), "that was delivered");
+        let seen = on_coming_out(half, done);
+        assert!(has_expired(seen, done), "perhaps while nobody looked");
+        assert!(!has_expired(on_coming_out(done, done), done), "that was told before");
+        assert_eq!(on_coming_out(done, half), half);
         assert!(!has_expired(timer(1, 100, 60), timer(1, 100, 5)));
         assert!(has_expired(timer(1, 100, 5), timer(1, 100, 60)), "and began again");
         assert_eq!(timer(0, 0, 0), Timer::Off);

@@ -333,6 +333,10 @@ impl EmulationHost for ShadowCpu {
         self.native.vcpu().cpuid(leaf, subleaf)
     }
 
+    fn interrupt_shadow(&mut self) -> Result<bool, BackendError> {
+        Ok(false)
+    }
+
     fn set_interrupt_shadow(&mut self, _shadow: bool) -> Result<(), BackendError> {
         // There are no interrupts to hold off.
         Ok(())

@@ -1,6 +1,7 @@
 //! A software CPU's local APIC: its page, its MSRs, and what CPUID says of it.
 
 use super::cpuid::PHYSICAL_BITS;
+use super::signals::Signals;
 use super::world::World;
 use crate::emulate::Request;
 use std::sync::Arc;
@@ -27,19 +28,29 @@ pub(super) struct OwnApic {
     page: Option<Gfn>,
     /// A non-maskable interrupt is being handled: others wait for an `iret` (SDM vol. 3A section 6.7.1).
     pub in_nmi: bool,
+    signals: Arc<Signals>,
 }
 
 impl OwnApic {
     /// The APIC of one of so many CPUs.
-    pub fn new(apic: Arc<LocalApic>, cpus: u32) -> Self {
+    pub fn new(apic: Arc<LocalApic>, cpus: u32, signals: Arc<Signals>) -> Self {
         let mut own = Self {
             apic,
             cpus,
             page: None,
             in_nmi: false,
+            signals,
         };
         own.look_up_page();
         own
+    }
+
+    /// The handler of a non-maskable interrupt is left. The next one may wait already, whose signal was taken for that of
+    /// an interrupt if the handler let those in.
+    pub fn leave_nmi(&mut self) {
+        if std::mem::take(&mut self.in_nmi) && self.apic.has_event(true) {
+            self.signals.raise();
+        }
     }
 
     fn look_up_page(&mut self) {

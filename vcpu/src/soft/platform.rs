@@ -159,7 +159,7 @@ impl Platform for World {
 
     fn handler_returned(&mut self) {
         if let Some(own) = &mut self.apic {
-            own.in_nmi = false;
+            own.leave_nmi();
         }
     }
 

@@ -1,6 +1,6 @@
 //! [`Signals`]: what other threads tell a vCPU, while it runs or sleeps.
 
-use crate::turns::Bell;
+use crate::turns::{Bell, WeakBell};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
@@ -9,11 +9,13 @@ use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 pub(super) struct Signals {
     kicked: AtomicBool,
     interrupt: AtomicBool,
+    /// A kick was answered.
+    answered: AtomicBool,
     /// Held while a sleeper decides to sleep and while it is woken, so that neither misses the other.
     sleep: Mutex<()>,
     woken: Condvar,
     /// Who else is to hear of it: whoever keeps the turns of several vCPUs, if there is one.
-    bell: OnceLock<Bell>,
+    bell: OnceLock<WeakBell>,
 }
 
 impl Signals {
@@ -48,9 +50,9 @@ impl Signals {
     }
 
     /// Has `bell` ring for each kick and each interrupt. Once.
-    pub fn set_bell(&self, bell: Bell) {
+    pub fn set_bell(&self, bell: &Bell) {
         // A vCPU takes its turns in one place only.
-        let _ = self.bell.set(bell);
+        let _ = self.bell.set(bell.downgrade());
     }
 
     /// Whether an interrupt may wait.
@@ -69,7 +71,16 @@ impl Signals {
     #[inline]
     pub fn take_kick(&self) -> bool {
         // A load is cheaper than an exchange.
-        self.kicked.load(Ordering::Acquire) && self.kicked.swap(false, Ordering::SeqCst)
+        let kicked = self.kicked.load(Ordering::Acquire) && self.kicked.swap(false, Ordering::SeqCst);
+        if kicked {
+            self.answered.store(true, Ordering::Relaxed);
+        }
+        kicked
+    }
+
+    /// Whether a kick was answered since the last time. On the vCPU's thread.
+    pub fn take_answered(&self) -> bool {
+        self.answered.swap(false, Ordering::Relaxed)
     }
 
     /// Sleeps until there is a kick, or whatever `woken` says there is, of which [`Signals::raise`] tells.

@@ -101,6 +101,10 @@ impl CountedVcpu for SoftVcpu {
         turn.is_some_and(|turn| std::mem::take(&mut turn.gave_way))
     }
 
+    fn was_kicked(&mut self) -> bool {
+        self.signals().take_answered()
+    }
+
     fn take_deliveries(&mut self, take: &mut dyn FnMut(Delivery)) {
         if let Some(turn) = self.turn() {
             turn.deliveries.drain(..).for_each(take);
@@ -108,10 +112,33 @@ impl CountedVcpu for SoftVcpu {
     }
 
     fn join(&mut self, bell: &Bell, others: bool) {
-        self.signals().set_bell(bell.clone());
+        self.signals().set_bell(bell);
         if let Some(turn) = self.turn() {
             turn.joined = true;
             turn.others = others;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::VcpuBackend;
+    use crate::soft::{SoftOptions, SoftVm};
+    use umbra_memslots::{GuestRam, SlotLimits};
+
+    #[test]
+    fn vcpu_that_has_taken_turns_leaves_nothing_behind() {
+        let clock = Arc::new(ManualClock::default());
+        let vm = SoftVm::in_turns(SoftOptions { mmio_caching: true }, clock).unwrap();
+        let mut vcpu = vm.create_vcpu(GuestRam::new(SlotLimits::X86_64).reader());
+        let bell = Bell::new();
+        vcpu.join(&bell, false);
+        bell.set_kicks(Box::new([vcpu.kick_handle()]));
+        let signals = Arc::downgrade(&vcpu.signals);
+        drop(vcpu);
+        assert!(signals.upgrade().is_some(), "the bell kicks it");
+        drop(bell);
+        assert!(signals.upgrade().is_none());
     }
 }

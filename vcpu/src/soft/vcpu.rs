@@ -11,6 +11,7 @@ use super::vm::Shared;
 use super::walker::GUEST_CPU;
 use super::world::World;
 use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
+use crate::emulate::state::RCX;
 use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop, exception, flags};
 use crate::exit::{VmEntry, VmExit};
 use crate::paging;
@@ -141,13 +142,15 @@ impl SoftVcpu {
     fn go(&mut self, mut waiting: bool, finish_only: bool) -> VmExit {
         loop {
             if !waiting {
-                if self.signals.take_kick() || finish_only || self.executed >= self.until {
+                // What was answered and then met another CPU in its way is begun again before anything else.
+                waiting = !self.cpu.env.replay.is_empty();
+                if self.signals.take_kick() || finish_only && !waiting || self.executed >= self.until {
                     return VmExit::Interrupted;
                 }
-                if self.signals.interrupt() {
+                if !waiting && self.signals.interrupt() {
                     self.interrupt();
                 }
-                if self.waits() {
+                if !waiting && self.waits() {
                     if self.cpu.env.turn.is_some() {
                         return VmExit::Interrupted;
                     }
@@ -237,7 +240,7 @@ impl SoftVcpu {
     /// their start-up interrupt.
     pub fn set_local_apic(&mut self, apic: &Arc<LocalApic>, cpus: u32) {
         self.set_interrupts(Arc::clone(apic) as _);
-        self.cpu.env.apic = Some(OwnApic::new(Arc::clone(apic), cpus));
+        self.cpu.env.apic = Some(OwnApic::new(Arc::clone(apic), cpus, Arc::clone(&self.signals)));
         if apic.id() != 0 {
             self.initialise();
         }
@@ -328,10 +331,10 @@ impl SoftVcpu {
             });
             self.halted = false;
         }
-        // What waits on is taken when the guest lets it in, of which nobody tells.
+        // What waits on is taken when the guest lets it in, of which nobody tells. (The end of an NMI's handler is told of.)
         let own = self.cpu.env.apic.as_ref();
         if self.interrupts.as_ref().is_some_and(|source| source.is_pending())
-            || own.is_some_and(|own| own.apic.has_event(true))
+            || own.is_some_and(|own| !own.in_nmi && own.apic.has_event(true))
         {
             self.signals.leave_raised();
         }
@@ -344,9 +347,14 @@ impl SoftVcpu {
             return self.deliver(event);
         }
         // Interrupts are taken between blocks: one that the shadow holds off comes right after this instruction.
+        let before = (self.cpu.state.rip, self.cpu.state.gpr[RCX]);
         let step = self.execute(once || self.cpu.state.interrupt_shadow || self.executed >= self.soon);
         match step {
             Step::Pending(request) => return Progress::Wait(request),
+            // Nothing was done, because of another CPU or a slot on its way out; or because of a pin.
+            Step::Repeat
+                if (self.cpu.state.rip, self.cpu.state.gpr[RCX]) == before
+                    && !matches!(self.cpu.env.fpu_errors, Some((_, true))) => {}
             _ if once => self.cpu.env.replay.clear(),
             _ => {}
         }
@@ -383,13 +391,13 @@ impl SoftVcpu {
     fn deliver(&mut self, event: Event) -> Progress {
         self.executed += 1;
         let delivered = self.cpu.deliver(event);
-        if let Err(Stop::Pending(request)) = delivered {
-            return Progress::Wait(request);
-        }
-        self.cpu.env.replay.clear();
         match delivered {
-            // Contended: it is tried again.
+            Err(Stop::Pending(request)) => return Progress::Wait(request),
+            // It is tried again.
             Err(Stop::Contended) => return Progress::Boundary,
+            _ => self.cpu.env.replay.clear(),
+        }
+        match delivered {
             Err(Stop::Unsupported) => {
                 return Progress::Exit(VmExit::EmulationFailure {
                     bytes: Default::default(),
@@ -447,6 +455,9 @@ impl VcpuBackend for SoftVcpu {
     fn set_regs(&mut self, regs: &Regs) -> Result<(), BackendError> {
         self.cpu.state.set_regs(regs);
         self.cpu.env.finish = None;
+        if self.asked.is_none() {
+            self.cpu.env.replay.clear();
+        }
         self.event = None;
         self.halted = false;
         Ok(())

@@ -238,14 +238,15 @@ impl Walker {
             .shared
             .mmu
             .known_mmio(&mut self.vcpu, &**tlb.slots(), &mut frames, fault);
-        if let Some(outcome) = known {
-            return outcome;
-        }
+        let unfinished = match known {
+            Ok(outcome) => return outcome,
+            Err(unfinished) => unfinished,
+        };
         self.ask(tlb, |own, slots, flush| {
             let mut frames = Frames(&mut own.slots);
             own.shared
                 .mmu
-                .page_fault(&mut own.vcpu, &**slots, &mut frames, flush, fault)
+                .finish_fault(&mut own.vcpu, &**slots, &mut frames, flush, fault, unfinished)
         })
     }
 

@@ -3,12 +3,25 @@
 use crate::backend::Kick;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// A handle; all clones are the same bell.
 #[derive(Clone, Default)]
 pub struct Bell(Arc<Inner>);
+
+/// A handle for those whom the bell itself knows: their kicks would keep it, and it them.
+#[derive(Debug)]
+pub(crate) struct WeakBell(Weak<Inner>);
+
+impl WeakBell {
+    /// As [`Bell::ring`]; nobody hears a bell that is gone.
+    pub fn ring(&self) {
+        if let Some(inner) = self.0.upgrade() {
+            Bell(inner).ring();
+        }
+    }
+}
 
 #[derive(Default)]
 struct Inner {
@@ -28,6 +41,11 @@ impl Bell {
         Self::default()
     }
 
+    /// A handle that does not keep it.
+    pub(crate) fn downgrade(&self) -> WeakBell {
+        WeakBell(Arc::downgrade(&self.0))
+    }
+
     /// Something happened that a thread asleep for want of work should look at. From any thread.
     pub fn ring(&self) {
         *self.0.rang.lock().unwrap_or_else(PoisonError::into_inner) = true;
@@ -45,7 +63,7 @@ impl Bell {
     }
 
     /// The vCPUs whose turns there are. Once.
-    pub(super) fn set_kicks(&self, kicks: Box<[Box<dyn Kick>]>) {
+    pub(crate) fn set_kicks(&self, kicks: Box<[Box<dyn Kick>]>) {
         // A bell serves one machine.
         let _ = self.0.kicks.set(kicks);
     }

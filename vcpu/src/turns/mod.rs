@@ -13,6 +13,7 @@ mod schedule;
 pub mod trace;
 
 pub use bell::Bell;
+pub(crate) use bell::WeakBell;
 pub(crate) use schedule::Turns;
 pub use schedule::{Idle, TurnOptions};
 pub use trace::{SharedTrace, Trace, TraceSummary};
@@ -37,6 +38,9 @@ pub trait CountedVcpu: VcpuBackend {
 
     /// Whether the guest has said since the last time that it waits for another vCPU. It comes out when it says so.
     fn gives_way(&mut self) -> bool;
+
+    /// Whether a kick has made it come out since the last time.
+    fn was_kicked(&mut self) -> bool;
 
     /// Gives what was delivered since the last time, in order.
     fn take_deliveries(&mut self, take: &mut dyn FnMut(Delivery));

@@ -46,6 +46,10 @@ pub struct TurnOptions {
 /// The least that time goes on, so that it does.
 const STEP: Duration = Duration::from_nanos(1);
 
+/// The machine's clock goes no further in leaps: an alarm after that (292 years) never goes off. What is left until the
+/// clock ends is as long again in instructions.
+const NEVER: Duration = Duration::from_nanos(u64::MAX / 2);
+
 /// The vCPUs of a machine that take turns.
 pub(crate) struct Turns<V, O> {
     vcpus: Vec<(V, ExitHandler<O>)>,
@@ -147,6 +151,8 @@ impl<V: CountedVcpu, O: MmuObserver> Turns<V, O> {
 
     /// All rest: time goes on without them.
     fn rest(&self, wait: Option<Duration>) -> Option<VcpuEnd> {
+        let now = self.options.clock.monotonic();
+        let wait = wait.filter(|wait| now.saturating_add(*wait) < NEVER);
         let passed = match (self.options.idle, wait) {
             (Idle::Skip, None) => return Some(VcpuEnd::Halted),
             (Idle::Skip, Some(wait)) => wait,
@@ -171,8 +177,14 @@ impl<V: CountedVcpu, O: MmuObserver> Turns<V, O> {
             };
             left = left.saturating_sub(spent);
             let (vcpu, _) = self.vcpus.get_mut(self.turn)?;
+            let kicked = vcpu.was_kicked();
             if vcpu.gives_way() || vcpu.rests() || left == 0 {
                 self.note_progress(self.turn);
+                return None;
+            }
+            if spent == 0 && !kicked {
+                // It comes out at once and nobody has asked it to: time goes on without it, until something has changed.
+                self.options.clock.advance(STEP);
                 return None;
             }
             if !self.go_on() {

@@ -3,6 +3,7 @@
 use super::failure::Failure;
 use super::run::{
     choose, conclude, finish_trace, give_back, print_stats, raw_terminal, show_stats, signals, start_logging,
+    with_written,
 };
 use super::{Outcome, watching};
 use crate::boot::{self, BootError, BootRequest, BootState, Image, KernelProblem};
@@ -59,10 +60,10 @@ pub(super) fn run(args: BuiltinArgs) -> Result<Outcome, Failure> {
     }
     drop(view);
     give_back(terminal, &stopped);
-    finish_trace(&host)?;
+    let traced = finish_trace(&host);
     let Ending::DebugExit(code) = ending else {
-        show_stats(&config, &stopped.report)?;
-        return Ok(conclude(ending));
+        let shown = show_stats(&config, &stopped.report);
+        return Ok(with_written(conclude(ending), [shown, traced]));
     };
 
     let mut bytes = [0; Answers::BYTES];
@@ -82,12 +83,13 @@ pub(super) fn run(args: BuiltinArgs) -> Result<Outcome, Failure> {
     let right = summary.is_right() && code == plan::ALL_WELL;
     let text = summary.render(Style::for_stream(io::stdout().is_terminal()));
     let shown = io::stdout().write_all(text.as_bytes());
-    show_stats(&config, &stopped.report)?;
-    Ok(Outcome::Status(match (right, shown) {
+    let outcome = Outcome::Status(match (right, shown) {
         (true, Ok(())) => ExitStatus::Success,
         (true, Err(_)) => ExitStatus::OutputClosed,
         (false, _) => ExitStatus::WrongAnswer,
-    }))
+    });
+    let written = [show_stats(&config, &stopped.report), traced];
+    Ok(with_written(outcome, written))
 }
 
 /// The machine for the built-in guest.

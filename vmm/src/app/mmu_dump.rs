@@ -3,7 +3,7 @@
 use super::failure::Failure;
 use super::run::{
     check_files, choose, conclude, finish_trace, give_back, load, print_stats, raw_terminal, show_stats, signals,
-    start_logging,
+    start_logging, with_written,
 };
 use super::{Outcome, builtin, watching};
 use crate::acpi::Platform;
@@ -82,9 +82,10 @@ pub(super) fn run(args: DumpArgs) -> Result<Outcome, Failure> {
     start_logging(config)?;
     // Before the guest runs: a mistyped path shouldn't cost what was to be seen.
     let drawing = args.svg.as_deref().map(Drawing::create).transpose()?;
-    let view = watching::open(config)?;
+    // Before the screen is taken: a deterministic guest's input may have to be waited for.
     let (host, notice) = choose(config, guest.kind())?;
     let signals = signals()?;
+    let view = watching::open(config)?;
     let load = |memory: &_, layout: &_, platform: Option<&_>| guest.load(memory, layout, platform);
     let purpose = Purpose {
         load: &load,
@@ -111,13 +112,12 @@ pub(super) fn run(args: DumpArgs) -> Result<Outcome, Failure> {
     let mut stopped = machine.stop();
     drop(view);
     give_back(terminal, &stopped);
-    show_stats(config, &stopped.report)?;
-    finish_trace(&host)?;
+    let written = [show_stats(config, &stopped.report), finish_trace(&host)];
 
     let last = stopped.vcpus.get_mut(vcpu as usize).and_then(Option::take);
     let Some(last) = last else {
         // Why the guest died may explain it.
-        conclude(ending);
+        with_written(conclude(ending), written);
         return Err(Failure::NoState(vcpu));
     };
     let slots = stopped.ram.snapshot();
@@ -127,7 +127,7 @@ pub(super) fn run(args: DumpArgs) -> Result<Outcome, Failure> {
     if let Some(drawing) = drawing {
         drawing.write(&svg::render(&view))?;
     }
-    Ok(match (ending, printed) {
+    let outcome = match (ending, printed) {
         // That it was stopped, or ended as the built-in guest does, is what was asked for.
         (Ending::Quit | Ending::DebugExit(_) | Ending::Reset | Ending::PowerOff | Ending::TimeUp, printed) => {
             Outcome::Status(match printed {
@@ -136,7 +136,8 @@ pub(super) fn run(args: DumpArgs) -> Result<Outcome, Failure> {
             })
         }
         (ending, _) => conclude(ending),
-    })
+    };
+    Ok(with_written(outcome, written))
 }
 
 /// The file for the drawing.

@@ -46,9 +46,8 @@ pub(super) fn run(args: RunArgs) -> Result<Outcome, Failure> {
             continue;
         }
         drop(view);
-        show_stats(&config.machine, &report)?;
-        finish_trace(&host)?;
-        return Ok(conclude(ending));
+        let shown = show_stats(&config.machine, &report);
+        return Ok(with_written(conclude(ending), [shown, finish_trace(&host)]));
     }
 }
 
@@ -175,6 +174,18 @@ pub(super) fn conclude(ending: Ending) -> Outcome {
         Ending::TimeUp => ExitStatus::Success,
         Ending::Signal(signal) => return Outcome::Signal(signal),
         Ending::Bug => ExitStatus::Internal,
+    })
+}
+
+/// How the program ends, with what could not be written: that is told as well, and counts if the guest ended as it should.
+pub(super) fn with_written<const N: usize>(outcome: Outcome, written: [Result<(), Failure>; N]) -> Outcome {
+    written.into_iter().fold(outcome, |outcome, written| {
+        let Err(failure) = written else { return outcome };
+        say(format_args!("vmm: {}\n", explain(&failure)));
+        match outcome {
+            Outcome::Status(ExitStatus::Success) => Outcome::Status(failure.status()),
+            other => other,
+        }
     })
 }
 

@@ -58,11 +58,12 @@ pub fn choose(kvm: Result<KvmKind, String>, guest: GuestKind, needs_kvm: Option<
 }
 
 impl Choice {
-    /// What a deterministic run takes, on any host.
-    pub fn deterministic() -> Self {
+    /// What a deterministic run takes, on any host. `needs_kvm` as for [`choose`].
+    pub fn deterministic(needs_kvm: Option<&str>) -> Self {
+        let ignored = needs_kvm.map(|option| format!(" ({option} changes nothing here)"));
         Self {
             backend: Taken::Soft,
-            why: "nothing else can be --deterministic".to_owned(),
+            why: format!("nothing else can be --deterministic{}", ignored.unwrap_or_default()),
         }
     }
 }

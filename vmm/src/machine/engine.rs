@@ -45,7 +45,8 @@ impl Host {
             BackendChoice::Shadow => Self::Shadow(KvmHost::open_at(&config.kvm_device)?),
             BackendChoice::Soft => Self::Soft { turns: None },
             BackendChoice::Auto if config.deterministic.is_some() => {
-                return Ok((Self::Soft { turns: None }, Some(Choice::deterministic())));
+                let choice = Choice::deterministic(needs_kvm(config));
+                return Ok((Self::Soft { turns: None }, Some(choice)));
             }
             BackendChoice::Auto => {
                 let (host, choice) = Self::best(&config.kvm_device, guest, needs_kvm(config));

@@ -146,7 +146,7 @@ fn software_cpu(out: &mut String, run: &SoftRun) {
     }
 }
 
-/// `, 12 ns each` if time was taken.
+/// ` (12 ns each)` if time was taken.
 fn each(total_ns: u64, count: u64) -> String {
     if total_ns == 0 || count == 0 {
         return String::new();
