@@ -137,8 +137,8 @@ impl World {
 
     fn translate(&mut self, at: Gva, access: Access) -> Result<Target, Stop> {
         // The device that has answered is not looked for again.
-        if self.replay.knows_next()
-            && let Some(gpa) = self.walker.devices.again(at, access)
+        if let Some(answered) = self.replay.next_device()
+            && let Some(gpa) = self.walker.devices.again(at, access, answered)
         {
             return Ok(Target::Device(gpa));
         }
