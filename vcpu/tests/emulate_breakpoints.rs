@@ -239,6 +239,23 @@ fn instruction_that_faults_has_touched_nothing() {
 }
 
 #[test]
+fn iteration_that_waits_for_a_device_is_reported_when_it_has_happened() {
+    // rep movsb to the last byte before the device, and then to the device: the second byte that is read is watched.
+    let mut cpu = watcher(&[0xf3, 0xa4]);
+    cpu.env.0.resize(SLOW_DEVICE as usize, 0);
+    (cpu.state.gpr[1], cpu.state.gpr[6], cpu.state.gpr[7]) = (3, WATCHED - 1, SLOW_DEVICE - 1);
+    watch(&mut cpu, 0, WATCHED, DATA);
+    assert_eq!((cpu.step(), cpu.due()), (Step::Repeat, None));
+    assert_eq!((cpu.state.gpr[1], cpu.state.gpr[6]), (2, WATCHED), "one is done");
+    assert!(matches!(cpu.step(), Step::Pending(_)));
+    assert_eq!((cpu.due(), cpu.state.gpr[1]), (None, 2));
+    // The device is gone.
+    cpu.state.gpr[7] = WATCHED + 0x100;
+    assert_eq!((cpu.step(), cpu.due()), (TRAP, Some(Exception::debug(1))));
+    assert_eq!(cpu.state.gpr[1], 1);
+}
+
+#[test]
 fn handlers_frame_is_watched_and_reported_in_the_handler() {
     let mut cpu = watcher(&[0x90]);
     watch(&mut cpu, 0, STACK - 8, WRITES);

@@ -170,6 +170,42 @@ fn virtual_8086_interrupt_saves_all_segments_and_iretd_restores_them() {
 }
 
 #[test]
+fn virtual_interrupt_flags_are_refused_where_they_would_count() {
+    // cli, sti, pushf, popf, int 0x21, iret, of 16 bits.
+    let all: [&[u8]; 6] = [&[0xfa], &[0xfb], &[0x9c], &[0x9d], &[0xcd, 0x21], &[0xcf]];
+    let step = |code: &[u8], bits, iopl: u64, virtual_8086: bool| {
+        let mut cpu = machine(false, 3, code);
+        cpu.state.sys.cr4 = bits;
+        cpu.state.rflags |= iopl << 12;
+        if virtual_8086 {
+            cpu.state.rflags |= flags::VM;
+            cpu.state.sys.cs.db = false;
+        }
+        cpu.step()
+    };
+    let protection = Step::Fault(Exception::gp(0));
+    for (index, code) in all.into_iter().enumerate() {
+        assert!(
+            matches!(step(code, cr4::VME, 0, true), Step::Unsupported(_)),
+            "{code:x?}"
+        );
+        assert_eq!(step(code, cr4::PVI, 0, true), protection);
+        // The map of interrupts counts at every IOPL.
+        let at_iopl_3 = step(code, cr4::VME, 3, true);
+        assert_eq!(matches!(at_iopl_3, Step::Unsupported(_)), index == 4, "{code:x?}");
+    }
+    for code in [&[0xfa][..], &[0xfb]] {
+        assert!(matches!(step(code, cr4::PVI, 2, false), Step::Unsupported(_)));
+        assert_eq!(step(code, cr4::VME, 2, false), protection);
+        assert_eq!(step(code, cr4::PVI, 3, false), DONE);
+    }
+    // pushfd and popfd have no virtual flag to show.
+    for code in [&[0x66, 0x9c][..], &[0x66, 0x9d]] {
+        assert_eq!(step(code, cr4::VME, 0, true), protection);
+    }
+}
+
+#[test]
 fn software_interrupt_through_a_privileged_gate_is_a_protection_fault() {
     let mut cpu = machine(true, 3, &[0xcd, 0x30]);
     gate(&mut cpu, 0x30, 14, 0, 0);

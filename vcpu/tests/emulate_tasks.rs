@@ -415,6 +415,23 @@ fn trap_bit_raises_a_debug_exception_before_the_first_instruction() {
 }
 
 #[test]
+fn nesting_needs_no_descriptor_of_the_old_task() {
+    // The TSS that TR names lies behind the other task's, in a GDT that has shrunk since.
+    let shrunk = |code: &[u8]| {
+        let mut cpu = two_tasks(0, code);
+        cpu.state.sys.tr.selector = 0x50;
+        cpu
+    };
+    let mut cpu = shrunk(&call(OTHER));
+    assert_eq!(cpu.step(), DONE);
+    assert_eq!((cpu.state.rip, cpu.env.number(OTHER_TSS, 2)), (OTHER_CODE, 0x50));
+    // A jump has to free it.
+    let mut cpu = shrunk(&jmp(OTHER));
+    assert_eq!(cpu.step(), Step::Fault(Exception::with_code(exception::TS, 0x50)));
+    assert_eq!(kind(&cpu, OTHER), 9);
+}
+
+#[test]
 fn task_may_be_in_virtual_8086_mode() {
     let mut cpu = two_tasks(0, &jmp(OTHER));
     put32(&mut cpu, OTHER_TSS + 0x24, flags::FIXED | flags::VM | flags::IOPL);

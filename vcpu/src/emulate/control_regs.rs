@@ -9,7 +9,8 @@ use crate::regs::SystemRegs;
 use iced_x86::{Instruction, OpKind, Register};
 
 /// CR4 bits that the core knows, each with what announces it: leaf, register (EAX is 0) and bit of CPUID. The others are
-/// reserved (SDM vol. 3A section 2.5, vol. 2 CPUID). Of the virtual interrupt flags the core knows only that they are there.
+/// reserved (SDM vol. 3A section 2.5, vol. 2 CPUID). Of the virtual interrupt flags the core knows only that they are there:
+/// an instruction for which they count is [`Stop::Unsupported`].
 const CR4_FEATURES: [(u64, u32, usize, u32); 17] = [
     (cr4::VME | cr4::PVI, 1, 3, 1),
     (cr4::TSD, 1, 3, 4),

@@ -3,7 +3,7 @@
 use super::environment::{Memory, Platform, Stop, Translation};
 use super::exception::Exception;
 use super::flags::{self, AC, AF, CF, DF, IF, PF, SF, ZF};
-use super::state::RAX;
+use super::state::{RAX, cr4};
 use super::width::Width;
 use super::{Cpu, Flow};
 use iced_x86::{Instruction, Mnemonic, Register};
@@ -22,10 +22,26 @@ impl<E: Memory + Platform> Cpu<E> {
         Ok(Flow::Next)
     }
 
-    /// `cli` and `sti` by IOPL. Virtual interrupt flags (CR4.VME, CR4.PVI) are not offered.
+    /// What stops an instruction for which IOPL is too low. With CR4.VME, or CR4.PVI outside virtual-8086 mode, there is
+    /// a virtual interrupt flag for those of 16 bits (SDM vol. 3B sections 21.3, 21.4), which the core does not have.
+    pub(super) fn denied_by_iopl(&self, width: Width) -> Stop {
+        let virtual_flag = match (self.state.virtual_8086(), self.state.cpl()) {
+            (true, _) => cr4::VME,
+            (false, 3) => cr4::PVI,
+            _ => 0,
+        };
+        if width == Width::B2 && self.state.sys.cr4 & virtual_flag != 0 {
+            Stop::Unsupported
+        } else {
+            Exception::gp(0).into()
+        }
+    }
+
+    /// `cli` and `sti`, by IOPL.
     pub(super) fn interrupt_flag(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
         if self.state.protected() && self.state.cpl() > self.state.iopl() {
-            return Err(Exception::gp(0).into());
+            // Their operand size makes no difference.
+            return Err(self.denied_by_iopl(Width::B2));
         }
         let set = insn.mnemonic() == Mnemonic::Sti;
         // Interrupts wait for the instruction after an `sti` that did enable them.

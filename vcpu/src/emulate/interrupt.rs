@@ -7,7 +7,7 @@ use super::exception::{self, Exception};
 use super::far::NewStack;
 use super::flags::{AC, IF, NT, RF, TF, VM};
 use super::segment::null_segment;
-use super::state::{RSP, dr7};
+use super::state::{RSP, cr4, dr7};
 use super::task::Cause;
 use super::width::Width;
 use super::{Cpu, Flow};
@@ -101,8 +101,11 @@ impl<E: Memory + Platform> Cpu<E> {
 
     /// `int n`, `int3`, `into`.
     pub(super) fn software_interrupt(&mut self, insn: &Instruction, vector: u8) -> Result<Flow, Stop> {
-        if self.state.virtual_8086() && self.state.iopl() < 3 && insn.mnemonic() == Mnemonic::Int {
-            return Err(Exception::gp(0).into());
+        if self.state.virtual_8086() && insn.mnemonic() == Mnemonic::Int {
+            // With CR4.VME, a map in the TSS decides at every IOPL.
+            if self.state.iopl() < 3 || self.state.sys.cr4 & cr4::VME != 0 {
+                return Err(self.denied_by_iopl(Width::B2));
+            }
         }
         let event = Event {
             exception: Exception::new(vector),

@@ -45,7 +45,7 @@ impl<E: Memory + Platform> Cpu<E> {
     fn iret_real(&mut self, width: Width) -> Result<Flow, Stop> {
         let virtual_8086 = self.state.virtual_8086();
         if virtual_8086 && self.state.iopl() < 3 {
-            return Err(Exception::gp(0).into());
+            return Err(self.denied_by_iopl(width));
         }
         let step = width.bytes();
         let target = self.peek(0, width)?;

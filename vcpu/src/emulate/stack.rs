@@ -1,7 +1,6 @@
 //! The stack: `push pop pusha popa pushf popf enter leave`, and the primitives that calls use.
 
 use super::environment::{Access, AccessKind, Memory, Platform, Stop};
-use super::exception::Exception;
 use super::flags::{self, AC, DF, ID, IF, IOPL, NT, RF, STATUS, TF, VIF, VIP, VM};
 use super::state::{RBP, RSP};
 use super::width::Width;
@@ -173,19 +172,19 @@ impl<E: Memory + Platform> Cpu<E> {
     }
 
     pub(super) fn pushf(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
-        if self.state.virtual_8086() && self.state.iopl() < 3 {
-            return Err(Exception::gp(0).into());
-        }
         let width = Self::stack_operand(insn);
+        if self.state.virtual_8086() && self.state.iopl() < 3 {
+            return Err(self.denied_by_iopl(width));
+        }
         self.push_value(self.state.rflags & !(VM | RF), width)?;
         Ok(Flow::Next)
     }
 
     pub(super) fn popf(&mut self, insn: &Instruction) -> Result<Flow, Stop> {
-        if self.state.virtual_8086() && self.state.iopl() < 3 {
-            return Err(Exception::gp(0).into());
-        }
         let width = Self::stack_operand(insn);
+        if self.state.virtual_8086() && self.state.iopl() < 3 {
+            return Err(self.denied_by_iopl(width));
+        }
         let value = self.peek(0, width)?;
         self.release(width.bytes());
         let mut mask = STATUS | TF | DF | NT | AC | ID;
@@ -204,7 +203,7 @@ impl<E: Memory + Platform> Cpu<E> {
         Ok(Flow::Next)
     }
 
-    /// Replaces flags and tells the translation if AC, which SMAP looks at, changed.
+    /// Replaces the flags of `mask` that `width` reaches.
     pub(super) fn set_flags_from_stack(&mut self, mask: u64, value: u64, width: Width) {
         self.state
             .set_flags(mask & width.mask() | flags::FIXED, value | flags::FIXED);

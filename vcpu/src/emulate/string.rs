@@ -80,7 +80,13 @@ impl<E: Memory + Platform> Cpu<E> {
             if count == 0 {
                 return Ok(Flow::Next);
             }
-            match element(self, shape) {
+            let held = self.state.pending_debug;
+            let result = element(self, shape);
+            if result.is_err() {
+                // It did not happen: what it met so far is met again when it does.
+                self.state.pending_debug = held;
+            }
+            match result {
                 Ok(go_on) => {
                     self.state.set_low(RCX, count - 1, shape.address);
                     if !go_on || count == 1 {

@@ -50,7 +50,8 @@ const fn invalid(selector: u16) -> Stop {
 /// A task as its descriptor names it.
 #[derive(Clone, Copy)]
 struct Task {
-    descriptor: Descriptor,
+    /// `None` for a task whose descriptor is left as it is.
+    descriptor: Option<Descriptor>,
     segment: Segment,
     layout: Layout,
 }
@@ -91,7 +92,7 @@ impl<E: Memory + Platform> Cpu<E> {
     /// Switches to the task with this TSS; the present one goes on at `back` some day.
     pub(super) fn switch_task(&mut self, selector: u16, cause: Cause, back: u64) -> Result<Flow, Stop> {
         let new = self.new_task(selector, cause)?;
-        let old = self.old_task()?;
+        let old = self.old_task(cause)?;
         let rflags = match cause {
             Cause::Return => self.state.rflags & !NT,
             _ => self.state.rflags,
@@ -145,14 +146,15 @@ impl<E: Memory + Platform> Cpu<E> {
             return Err(invalid(selector));
         }
         Ok(Task {
-            descriptor,
+            descriptor: (cause != Cause::Return).then_some(descriptor),
             segment,
             layout,
         })
     }
 
-    /// The present task, whose state can be saved.
-    fn old_task(&mut self) -> Result<Task, Stop> {
+    /// The present task, whose state can be saved. Its descriptor is looked at only to say that it is not busy any more:
+    /// a task in which another is nested needs none that the GDT still has.
+    fn old_task(&mut self, cause: Cause) -> Result<Task, Stop> {
         let segment = self.state.sys.tr;
         let Some(layout) = Layout::of(segment.kind) else {
             return Err(invalid(segment.selector));
@@ -160,7 +162,11 @@ impl<E: Memory + Platform> Cpu<E> {
         if u64::from(segment.limit) + 1 < layout.length() as u64 {
             return Err(invalid(segment.selector));
         }
-        let descriptor = self.descriptor(segment.selector & !4, exception::TS)?;
+        let descriptor = if cause.nests() {
+            None
+        } else {
+            Some(self.descriptor(segment.selector & !4, exception::TS)?)
+        };
         Ok(Task {
             descriptor,
             segment,
@@ -184,20 +190,17 @@ impl<E: Memory + Platform> Cpu<E> {
     /// What is to be written, in this order, and could be.
     fn writes(&mut self, new: &Task, old: &Task, cause: Cause, saved: Vec<u8>) -> Result<Vec<(Gva, Vec<u8>)>, Stop> {
         let place = |task: &Task, offset: usize| Gva::new(task.segment.base.wrapping_add(offset as u64) & 0xffff_ffff);
-        let kind = |task: &Task, busy: bool| {
-            let kind = (task.descriptor.raw >> 40) as u8 & !system::BUSY | if busy { system::BUSY } else { 0 };
-            (task.descriptor.at.wrapping_add(5), vec![kind])
+        let kind = |descriptor: Descriptor, busy: bool| {
+            let kind = (descriptor.raw >> 40) as u8 & !system::BUSY | if busy { system::BUSY } else { 0 };
+            (descriptor.at.wrapping_add(5), vec![kind])
         };
         let mut writes = vec![(place(old, old.layout.saved()), saved)];
         if cause.nests() {
             let link = old.segment.selector.to_le_bytes().to_vec();
             writes.push((place(new, 0), link));
-        } else {
-            writes.push(kind(old, false));
         }
-        if cause != Cause::Return {
-            writes.push(kind(new, true));
-        }
+        writes.extend(old.descriptor.map(|descriptor| kind(descriptor, false)));
+        writes.extend(new.descriptor.map(|descriptor| kind(descriptor, true)));
         for (at, bytes) in &writes {
             self.env.probe(*at, bytes.len(), Self::implicit(AccessKind::Write))?;
         }

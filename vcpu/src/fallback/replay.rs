@@ -34,10 +34,13 @@ impl Replay {
         self.answers.push((request, value));
     }
 
-    /// Whether the next access is one that was answered before.
+    /// Where the next access goes, if it is one to a device's memory that was answered before.
     #[inline]
-    pub fn knows_next(&self) -> bool {
-        self.next < self.answers.len()
+    pub fn next_device(&self) -> Option<Gpa> {
+        match self.answers.get(self.next)? {
+            (Request::Mmio { gpa, .. }, _) => Some(*gpa),
+            _ => None,
+        }
     }
 
     /// The answer to `request` if it was given before. If the instruction now asks for something else (another CPU

@@ -92,10 +92,16 @@ impl Recognition {
         self.last = Some((at.page_base(), access, gpa.gfn().base()));
     }
 
-    /// Where the same access went that is made again now.
-    pub fn again(&self, at: Gva, access: Access) -> Option<Gpa> {
+    /// Addresses may be translated otherwise from now on.
+    pub fn forget(&mut self) {
+        self.last = None;
+    }
+
+    /// Where the same access went that is made again now; the answer that is known for it came from `answered`.
+    pub fn again(&self, at: Gva, access: Access, answered: Gpa) -> Option<Gpa> {
         let (page, known, gpa) = self.last?;
-        (page == at.page_base() && known == access).then(|| gpa.wrapping_add(at.page_offset()))
+        let same = page == at.page_base() && known == access && gpa == answered.gfn().base();
+        same.then(|| gpa.wrapping_add(at.page_offset()))
     }
 }
 
@@ -114,14 +120,22 @@ mod tests {
     #[test]
     fn access_made_again_is_known_by_page_and_kind() {
         let mut seen = Recognition::default();
-        seen.note(Gva::new(0xffff_8010), READ, Gpa::new(0xfee0_0010));
-        assert_eq!(seen.again(Gva::new(0xffff_8020), READ), Some(Gpa::new(0xfee0_0020)));
-        assert_eq!(seen.again(Gva::new(0xffff_9020), READ), None);
+        let device = Gpa::new(0xfee0_0010);
+        seen.note(Gva::new(0xffff_8010), READ, device);
+        let again = |seen: &Recognition, at, access, answered| seen.again(Gva::new(at), access, Gpa::new(answered));
+        assert_eq!(
+            again(&seen, 0xffff_8020, READ, 0xfee0_0020),
+            Some(Gpa::new(0xfee0_0020))
+        );
+        assert_eq!(again(&seen, 0xffff_9020, READ, 0xfee0_0020), None);
+        assert_eq!(again(&seen, 0xffff_8020, READ, 0xfec0_0020), None, "another's answer");
         let write = Access {
             kind: AccessKind::Write,
             ..READ
         };
-        assert_eq!(seen.again(Gva::new(0xffff_8020), write), None);
+        assert_eq!(again(&seen, 0xffff_8020, write, 0xfee0_0020), None);
+        seen.forget();
+        assert_eq!(again(&seen, 0xffff_8020, READ, 0xfee0_0020), None);
     }
 
     #[test]

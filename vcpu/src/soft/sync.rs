@@ -1,4 +1,4 @@
-//! What `gate` is built on; the model checker's test puts its own in the place of this file.
+//! What `gate` and `code` are built on; the model checker's tests put their own in the place of this file.
 
 pub(super) use std::sync::Arc;
 pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};

@@ -195,8 +195,34 @@ impl Tlb {
         known
     }
 
-    /// Copies `bytes` bytes upwards in elements of `W` bits, if the rights for all of them are known. Says whether they are.
+    /// Copies `bytes` bytes upwards in elements of `W` bits, if the rights for all of them are known, and if no element is
+    /// read after a part of it was written where elements are not aligned. Says whether it did.
     pub fn copy_range<const W: u32>(&self, from: u64, to: u64, bytes: u64) -> bool {
+        if (from | to) & u64::from(W / 8 - 1) == 0 {
+            return self.copy_parts(from, to, bytes, |source, destination, part| {
+                // SAFETY: as in `load`, and the part ends in both pages.
+                unsafe { raw::copy::<W>(source, destination, part) };
+                true
+            });
+        }
+        // Elements lie across pages, so it goes byte by byte. What is in the way is close behind in the host's memory: two
+        // linear pages may be one frame. If it is across a page, the part in front or behind is as far apart.
+        let apart = |source: *mut u8, destination: *mut u8, _| {
+            let distance = destination.addr().wrapping_sub(source.addr());
+            !(1..W as usize / 8).contains(&distance)
+        };
+        self.copy_parts(from, to, bytes, apart)
+            && self.copy_parts(from, to, bytes, |source, destination, part| {
+                // SAFETY: as above.
+                unsafe { raw::copy::<8>(source, destination, part) };
+                true
+            })
+    }
+
+    /// Does something with each part of two ranges that lies in one page of both, as long as it says `true`, if the rights
+    /// to copy one to the other are known. Says whether all is done.
+    #[inline(always)]
+    fn copy_parts(&self, from: u64, to: u64, bytes: u64, work: impl Fn(*mut u8, *mut u8, usize) -> bool) -> bool {
         let known = self.knows_range(AccessKind::Read, from, bytes) && self.knows_range(AccessKind::Write, to, bytes);
         let mut done = 0;
         while known && done < bytes {
@@ -209,8 +235,9 @@ impl Tlb {
             ) else {
                 return false;
             };
-            // SAFETY: as in `load`, and the part ends in both pages.
-            unsafe { raw::copy::<W>(source, destination, part as usize) };
+            if !work(source, destination, part as usize) {
+                return false;
+            }
             done += part;
         }
         known
@@ -310,4 +337,62 @@ fn table(access: Access) -> usize {
         1 + usize::from(access.alignment_flag && !access.implicit)
     };
     first_of(rights, access.kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use umbra_memslots::SlotLimits;
+    use umbra_memslots::ram::{GuestRam, HostMapping};
+
+    /// Knows the supervisor's reads and writes of these linear pages, which are these frames.
+    fn tlb(pages: &[(u64, u64)]) -> Tlb {
+        let ram = GuestRam::new(SlotLimits::X86_64);
+        ram.map(Gpa::new(0), Arc::new(HostMapping::anonymous(4 * PAGE_SIZE).unwrap()))
+            .unwrap();
+        let mut tlb = Tlb::new(ram.snapshot());
+        tlb.set_rights(1);
+        for (page, frame) in pages {
+            for kind in [AccessKind::Read, AccessKind::Write] {
+                let access = Access {
+                    kind,
+                    user: false,
+                    implicit: false,
+                    alignment_flag: false,
+                };
+                tlb.fill(Gva::new(page * PAGE_SIZE), access, Gpa::new(frame * PAGE_SIZE).gfn());
+            }
+        }
+        tlb
+    }
+
+    #[test]
+    fn unaligned_copy_is_refused_where_two_pages_are_one_frame_and_elements_overlap() {
+        let tlb = tlb(&[(1, 0), (2, 1), (5, 0), (6, 1), (7, 2)]);
+        let done = |from: u64, to: u64, bytes| tlb.copy_range::<32>(from, to, bytes);
+        // Linear 5 and 6 are what 1 and 2 are.
+        for distance in 1..=3 {
+            assert!(!done(0x1101, 0x5101 + distance, 64), "{distance} bytes apart");
+            assert!(!done(0x1101, 0x1101 + distance, 64), "in one page");
+            assert!(!done(0x1ff1, 0x5ff1 + distance, 64), "across a page");
+            assert!(!done(0x1ff1 - distance, 0x5ff1, 64));
+        }
+        for (from, to) in [(0x1101, 0x5101), (0x1101, 0x5105), (0x1105, 0x5101), (0x1101, 0x7102)] {
+            assert!(done(from, to, 64), "{from:#x} to {to:#x}");
+        }
+        assert!(tlb.copy_range::<8>(0x1101, 0x5102, 64), "bytes are whole elements");
+    }
+
+    #[test]
+    fn unaligned_copy_is_what_elements_in_order_make() {
+        let tlb = tlb(&[(1, 0), (2, 1), (5, 0)]);
+        for index in 0..64 {
+            assert!(tlb.store::<8>(0x1fd0 + index, index));
+        }
+        // Four bytes ahead: each element is the one before.
+        assert!(tlb.copy_range::<32>(0x1ff1, 0x1ff5, 16));
+        let bytes: Vec<Option<u64>> = (0..16).map(|index| tlb.load::<8>(0x1ff5 + index)).collect();
+        let expected: Vec<Option<u64>> = (0..16).map(|index| Some(0x21 + index % 4)).collect();
+        assert_eq!(bytes, expected);
+    }
 }

@@ -158,6 +158,7 @@ impl Walker {
         self.regs = registers(state);
         self.vcpu.set_state(PagingState::new(&self.regs));
         self.rooted = None;
+        self.devices.forget();
         tlb.flush();
     }
 
@@ -167,6 +168,7 @@ impl Walker {
             let mut frames = Frames(&mut own.slots);
             own.shared.mmu.invlpg(&mut own.vcpu, &**slots, &mut frames, flush, at);
         });
+        self.devices.forget();
         tlb.flush_page(at);
     }
 

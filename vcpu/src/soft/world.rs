@@ -129,29 +129,38 @@ impl World {
     /// This code is decoded: from now on, writes to it are noticed. `None` if a TLB flush came in between, after which
     /// the code may be elsewhere.
     pub fn watch_code(&mut self, gpa: Gpa, bytes: usize) -> Option<()> {
-        if !self.shared.code.add(gpa, bytes) {
+        let Some(unwatched) = self.shared.code.add(gpa, bytes) else {
             return Some(());
-        }
+        };
         self.tlb.flush_writes(gpa.gfn());
         let flushes = self.walker.flushes();
         self.walker.flush_others(&mut self.tlb);
+        self.shared.code.watched(unwatched);
         (self.walker.flushes() == flushes).then_some(())
     }
 
     fn translate(&mut self, at: Gva, access: Access) -> Result<Target, Stop> {
         // The device that has answered is not looked for again.
-        if self.replay.knows_next()
-            && let Some(gpa) = self.walker.devices.again(at, access)
+        if let Some(answered) = self.replay.next_device()
+            && let Some(gpa) = self.walker.devices.again(at, access, answered)
         {
             return Ok(Target::Device(gpa));
         }
         let target = self.walker.translate(&mut self.tlb, at, access)?;
         if let Target::Ram(gpa) = target
-            && !(access.kind == AccessKind::Write && self.shared.code.contains(gpa.gfn()))
+            && (access.kind != AccessKind::Write || self.is_free_of_code(gpa))
         {
             self.tlb.fill(at, access, gpa.gfn());
         }
         Ok(target)
+    }
+
+    /// Whether writes to the frame of `gpa` need not be noticed.
+    fn is_free_of_code(&self, gpa: Gpa) -> bool {
+        let code = &self.shared.code;
+        // If there was code until somebody wrote to it, this vCPU may still have blocks of it. In this order: who has
+        // taken the frame out has counted the change.
+        !code.contains(gpa.gfn()) && !code.has_changed(&self.code)
     }
 
     /// Translates the pages of an access, two at most, before anything is done.

@@ -2,10 +2,12 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 #![allow(clippy::cast_possible_truncation, reason = "test code with small numbers")]
 
-use umbra_devices::IoSize;
-use umbra_memslots::Gva;
+use umbra_devices::{IoOp, IoSize};
+use umbra_memslots::{Gpa, Gva};
 use umbra_vcpu::emulate::state::{RSP, cr0, cr4, efer};
-use umbra_vcpu::emulate::{Access, Cpu, CpuState, Exception, Memory, Platform, Step, Stop, Translation, flags};
+use umbra_vcpu::emulate::{
+    Access, AccessKind, Cpu, CpuState, Exception, Memory, Platform, Request, Step, Stop, Translation, flags,
+};
 use umbra_vcpu::regs::{DescriptorTable, Segment, SystemRegs};
 
 pub const GDT: u64 = 0x1000;
@@ -18,6 +20,9 @@ pub const HANDLER: u64 = 0x5000;
 
 /// 64 KiB of memory without paging, and the values that CR3 got.
 pub struct Flat(pub Vec<u8>, pub Vec<u64>);
+
+/// Memory whose writes are never answered: a device that is waited for.
+pub const SLOW_DEVICE: u64 = 0x2_0000;
 
 impl Flat {
     pub fn put(&mut self, at: u64, bytes: &[u8]) {
@@ -43,15 +48,27 @@ impl Memory for Flat {
         Ok(())
     }
 
-    fn probe(&mut self, at: Gva, length: usize, _access: Access) -> Result<(), Stop> {
+    fn probe(&mut self, at: Gva, length: usize, access: Access) -> Result<(), Stop> {
+        if at.get() == SLOW_DEVICE && access.kind == AccessKind::Write {
+            return Err(Stop::Pending(Request::Mmio {
+                gpa: Gpa::new(SLOW_DEVICE),
+                size: IoSize::B1,
+                op: IoOp::Write(0),
+            }));
+        }
         if at.get() + length as u64 > self.0.len() as u64 {
             return Err(Exception::page_fault(2, at).into());
         }
         Ok(())
     }
 
-    fn compare_exchange(&mut self, at: Gva, _old: &[u8], new: &[u8], access: Access) -> Result<bool, Stop> {
-        self.write(at, new, access).map(|()| true)
+    fn compare_exchange(&mut self, at: Gva, old: &[u8], new: &[u8], access: Access) -> Result<bool, Stop> {
+        self.probe(at, new.len(), access)?;
+        let equal = self.0[at.get() as usize..][..old.len()] == *old;
+        if equal {
+            self.put(at.get(), new);
+        }
+        Ok(equal)
     }
 }
 

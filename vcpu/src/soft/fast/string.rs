@@ -1,5 +1,5 @@
-//! Strings upwards: single `lods scas cmps`; `movs` and `stos`, with `rep` in bulk: as many elements as the instruction core does in a step, if all their pages
-//! are memory.
+//! Strings upwards: single `lods scas cmps`; `movs` and `stos`, with `rep` in bulk: as many elements as the instruction
+//! core does in a step, if all their pages are memory.
 
 use super::memory::{NARROW, load};
 use super::{Go, Op, Run, Went, alu, by_width, cut, follow, set_register, slow};
@@ -91,15 +91,7 @@ fn copy<const REP: bool, const W: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op
     let Some((count, bytes)) = extent::<REP, W>(cpu, op).filter(|(_, bytes)| plain(*bytes)) else {
         return slow(rest);
     };
-    let done = |cpu: &Cpu<World>| {
-        let tlb = &cpu.env.tlb;
-        if (from | to) & u64::from(W / 8 - 1) == 0 {
-            tlb.copy_range::<W>(from, to, bytes)
-        } else {
-            // Byte by byte is the same, unless an element would be read after a part of it was written.
-            to.wrapping_sub(from) >= u64::from(W / 8) && tlb.copy_range::<8>(from, to, bytes)
-        }
-    };
+    let done = |cpu: &Cpu<World>| cpu.env.tlb.copy_range::<W>(from, to, bytes);
     let known = |cpu: &mut Cpu<World>| {
         look_up(cpu, AccessKind::Read, from, bytes) && look_up(cpu, AccessKind::Write, to, bytes)
     };
