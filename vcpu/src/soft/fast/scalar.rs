@@ -3,8 +3,8 @@
 //! As everywhere, the host computes where its answer is certain, flags included: for numbers that are normal or zero, and
 //! with an MXCSR that no result changes. The core does the rest.
 
-use super::memory::{address, load};
-use super::vector::{host_op, set_xmm, xmm};
+use super::memory::load;
+use super::vector::{MEMORY, REGISTER, SIMPLE, by_place, host_op, place, second_address, set_xmm, xmm};
 use super::{Op, Run, Went, cut, follow, register, set_register, slow};
 use crate::emulate::Cpu;
 use crate::emulate::flags::{CF, STATUS, ZF, when};
@@ -20,11 +20,11 @@ fn may_compute(cpu: &Cpu<World>) -> bool {
 
 /// The second operand: the low part of a register, or memory.
 #[inline(always)]
-fn source<F: Lane, const MEMORY: bool>(cpu: &Cpu<World>, op: &Op) -> Option<F> {
-    if !MEMORY {
+fn source<F: Lane, const FROM: u8>(cpu: &Cpu<World>, op: &Op) -> Option<F> {
+    if FROM == REGISTER {
         return Some(F::of(xmm(cpu, op.from)));
     }
-    let at = address::<false>(cpu, op);
+    let at = second_address::<FROM>(cpu, op);
     let bits = if size_of::<F>() == 4 {
         load::<32>(cpu, at)
     } else {
@@ -40,11 +40,11 @@ fn set<F: Lane>(cpu: &mut Cpu<World>, number: u8, value: F) {
     set_xmm(cpu, number, value.put_into(old));
 }
 
-fn compute<F: Lane, const O: u8, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+fn compute<F: Lane, const O: u8, const FROM: u8>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     if !may_compute(cpu) {
         return slow(rest);
     }
-    let Some(b) = source::<F, MEMORY>(cpu, op) else {
+    let Some(b) = source::<F, FROM>(cpu, op) else {
         return slow(rest);
     };
     let Some(result) = F::compute(const { host_op(O) }, F::of(xmm(cpu, op.to)), b) else {
@@ -55,11 +55,11 @@ fn compute<F: Lane, const O: u8, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &
 }
 
 /// `comiss comisd ucomiss ucomisd`: between numbers that have an order they are the same.
-fn compare<F: Lane, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+fn compare<F: Lane, const FROM: u8>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     if !cpu.env.vectors {
         return slow(rest);
     }
-    let Some(b) = source::<F, MEMORY>(cpu, op) else {
+    let Some(b) = source::<F, FROM>(cpu, op) else {
         return slow(rest);
     };
     let a = F::of(xmm(cpu, op.to));
@@ -72,11 +72,11 @@ fn compare<F: Lane, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[O
     follow(cpu, rest)
 }
 
-fn root<F: Lane, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+fn root<F: Lane, const FROM: u8>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     if !may_compute(cpu) {
         return slow(rest);
     }
-    let Some(result) = source::<F, MEMORY>(cpu, op).and_then(F::root) else {
+    let Some(result) = source::<F, FROM>(cpu, op).and_then(F::root) else {
         return slow(rest);
     };
     set(cpu, op.to, result);
@@ -95,7 +95,7 @@ fn from_integer<F: Lane, const T: u32>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op
 }
 
 /// `cvttss2si cvttsd2si cvtss2si cvtsd2si` to a register of `T` bits, cut off or rounded to nearest.
-fn to_integer<F: Lane, const ROUND: bool, const MEMORY: bool, const T: u32>(
+fn to_integer<F: Lane, const ROUND: bool, const T: u32, const FROM: u8>(
     cpu: &mut Cpu<World>,
     op: &Op,
     rest: &[Op],
@@ -104,7 +104,7 @@ fn to_integer<F: Lane, const ROUND: bool, const MEMORY: bool, const T: u32>(
         return slow(rest);
     }
     let whole = |value: f64| if ROUND { host::round_to_even(value) } else { Some(value) };
-    let Some(value) = source::<F, MEMORY>(cpu, op).and_then(|value| whole(value.into())) else {
+    let Some(value) = source::<F, FROM>(cpu, op).and_then(|value| whole(value.into())) else {
         return slow(rest);
     };
     // Powers of two, which floating point has exactly.
@@ -122,11 +122,11 @@ fn to_integer<F: Lane, const ROUND: bool, const MEMORY: bool, const T: u32>(
 }
 
 /// `cvtss2sd`: exact.
-fn widen<const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+fn widen<const FROM: u8>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     if !cpu.env.vectors {
         return slow(rest);
     }
-    let Some(value) = source::<f32, MEMORY>(cpu, op) else {
+    let Some(value) = source::<f32, FROM>(cpu, op) else {
         return slow(rest);
     };
     if value.is_nan() || value.is_subnormal() {
@@ -137,32 +137,18 @@ fn widen<const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went
 }
 
 /// The function for arithmetic.
-pub(super) fn arithmetic<F: Lane, const O: u8>(memory: bool) -> Run {
-    if memory {
-        compute::<F, O, true>
-    } else {
-        compute::<F, O, false>
-    }
+pub(super) fn arithmetic<F: Lane, const O: u8>(op: &Op, memory: bool) -> Run {
+    by_place!(op, memory, compute, F, O)
 }
 
 /// The function for a comparison that sets flags.
-pub(super) fn comparisons(memory: bool, double: bool) -> Run {
-    match (memory, double) {
-        (false, false) => compare::<f32, false>,
-        (false, true) => compare::<f64, false>,
-        (true, false) => compare::<f32, true>,
-        (true, true) => compare::<f64, true>,
-    }
+pub(super) fn comparisons<F: Lane>(op: &Op, memory: bool) -> Run {
+    by_place!(op, memory, compare, F)
 }
 
 /// The function for `sqrtss` or `sqrtsd`.
-pub(super) fn roots(memory: bool, double: bool) -> Run {
-    match (memory, double) {
-        (false, false) => root::<f32, false>,
-        (false, true) => root::<f64, false>,
-        (true, false) => root::<f32, true>,
-        (true, true) => root::<f64, true>,
-    }
+pub(super) fn roots<F: Lane>(op: &Op, memory: bool) -> Run {
+    by_place!(op, memory, root, F)
 }
 
 /// The function for a conversion from a general-purpose register.
@@ -176,25 +162,20 @@ pub(super) fn from_integers(long: bool, double: bool) -> Run {
 }
 
 /// The function for a conversion to a general-purpose register.
-pub(super) fn to_integers(round: bool, memory: bool, double: bool, long: bool) -> Run {
-    match (round, double) {
-        (false, false) => to_integers_of::<f32, false>(memory, long),
-        (false, true) => to_integers_of::<f64, false>(memory, long),
-        (true, false) => to_integers_of::<f32, true>(memory, long),
-        (true, true) => to_integers_of::<f64, true>(memory, long),
+pub(super) fn to_integers<F: Lane>(op: &Op, round: bool, memory: bool, long: bool) -> Run {
+    match (round, long) {
+        (false, false) => to_integers_as::<F, false, 32>(op, memory),
+        (false, true) => to_integers_as::<F, false, 64>(op, memory),
+        (true, false) => to_integers_as::<F, true, 32>(op, memory),
+        (true, true) => to_integers_as::<F, true, 64>(op, memory),
     }
 }
 
-fn to_integers_of<F: Lane, const ROUND: bool>(memory: bool, long: bool) -> Run {
-    match (memory, long) {
-        (false, false) => to_integer::<F, ROUND, false, 32>,
-        (false, true) => to_integer::<F, ROUND, false, 64>,
-        (true, false) => to_integer::<F, ROUND, true, 32>,
-        (true, true) => to_integer::<F, ROUND, true, 64>,
-    }
+fn to_integers_as<F: Lane, const ROUND: bool, const T: u32>(op: &Op, memory: bool) -> Run {
+    by_place!(op, memory, to_integer, F, ROUND, T)
 }
 
 /// The function for `cvtss2sd`.
-pub(super) fn widenings(memory: bool) -> Run {
-    if memory { widen::<true> } else { widen::<false> }
+pub(super) fn widenings(op: &Op, memory: bool) -> Run {
+    by_place!(op, memory, widen,)
 }

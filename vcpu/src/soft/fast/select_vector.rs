@@ -27,7 +27,7 @@ pub(super) fn find(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
     if insn.mnemonic() == M::Pmovmskb && from_xmm {
         return Some(vector::sign_mask);
     }
-    if let Some(run) = converted(insn, way, registers) {
+    if let Some(run) = converted(op, insn, way, registers) {
         return Some(run);
     }
     if !to_xmm || !from_xmm {
@@ -39,27 +39,27 @@ pub(super) fn find(op: &mut Op, insn: &Instruction, long: bool) -> Option<Run> {
         M::Movss => vector::scalar_moves(op, way, false),
         M::Movsd => vector::scalar_moves(op, way, true),
         _ if way == Way::Store => return None,
-        M::Ucomiss | M::Comiss => scalar::comparisons(way == Way::Load, false),
-        M::Ucomisd | M::Comisd => scalar::comparisons(way == Way::Load, true),
-        M::Sqrtss => scalar::roots(way == Way::Load, false),
-        M::Sqrtsd => scalar::roots(way == Way::Load, true),
-        M::Cvtss2sd => scalar::widenings(way == Way::Load),
+        M::Ucomiss | M::Comiss => scalar::comparisons::<f32>(op, way == Way::Load),
+        M::Ucomisd | M::Comisd => scalar::comparisons::<f64>(op, way == Way::Load),
+        M::Sqrtss => scalar::roots::<f32>(op, way == Way::Load),
+        M::Sqrtsd => scalar::roots::<f64>(op, way == Way::Load),
+        M::Cvtss2sd => scalar::widenings(op, way == Way::Load),
         _ => return computed(op, insn, way == Way::Load),
     };
     Some(run)
 }
 
 /// Conversions with a general-purpose register.
-fn converted(insn: &Instruction, way: Way, [to, from]: [Register; 2]) -> Option<Run> {
+fn converted(op: &Op, insn: &Instruction, way: Way, [to, from]: [Register; 2]) -> Option<Run> {
     let memory = way == Way::Load;
     Some(match insn.mnemonic() {
         M::Cvtsi2ss | M::Cvtsi2sd if from.is_gpr() => {
             scalar::from_integers(from.is_gpr64(), insn.mnemonic() == M::Cvtsi2sd)
         }
-        M::Cvttss2si => scalar::to_integers(false, memory, false, to.is_gpr64()),
-        M::Cvttsd2si => scalar::to_integers(false, memory, true, to.is_gpr64()),
-        M::Cvtss2si => scalar::to_integers(true, memory, false, to.is_gpr64()),
-        M::Cvtsd2si => scalar::to_integers(true, memory, true, to.is_gpr64()),
+        M::Cvttss2si => scalar::to_integers::<f32>(op, false, memory, to.is_gpr64()),
+        M::Cvttsd2si => scalar::to_integers::<f64>(op, false, memory, to.is_gpr64()),
+        M::Cvtss2si => scalar::to_integers::<f32>(op, true, memory, to.is_gpr64()),
+        M::Cvtsd2si => scalar::to_integers::<f64>(op, true, memory, to.is_gpr64()),
         _ => return None,
     })
 }
@@ -81,7 +81,7 @@ fn movement(op: &Op, [to, from]: [Register; 2], way: Way, quad: bool) -> Option<
 /// Defines operations of which the core has the functions, and the choice among them.
 macro_rules! choose {
     ($function:ident, $source:path, $apply:expr, $($name:ident)*) => {
-        fn $function(mnemonic: M, memory: bool) -> Option<Run> {
+        fn $function(op: &Op, mnemonic: M, memory: bool) -> Option<Run> {
             match mnemonic {
                 $(M::$name => {
                     struct This;
@@ -94,7 +94,7 @@ macro_rules! choose {
                             }
                         }
                     }
-                    Some(vector::operations::<This>(memory))
+                    Some(vector::operations::<This>(op, memory))
                 })*
                 _ => None,
             }
@@ -127,21 +127,23 @@ choose!(
 
 fn computed(op: &mut Op, insn: &Instruction, memory: bool) -> Option<Run> {
     let mnemonic = insn.mnemonic();
-    if let Some(run) = arithmetic(mnemonic, memory).or_else(|| lane_operation(mnemonic, memory)) {
+    if let Some(run) = arithmetic(op, mnemonic, memory).or_else(|| lane_operation(op, mnemonic, memory)) {
         return Some(run);
     }
     if insn.op_count() == 2 && insn.op1_kind() == OpKind::Immediate8 {
         op.extra.set(insn.immediate8().into());
-        return shift_operation(mnemonic, false);
+        return shift_operation(op, mnemonic, false);
     }
     if insn.op_count() == 3 {
         op.extra.set(insn.immediate8().into());
     }
-    let picked = parts::can_pick().then(|| pick_operation(mnemonic, memory)).flatten();
-    picked.or_else(|| shuffle_operation(mnemonic, memory))
+    let picked = parts::can_pick()
+        .then(|| pick_operation(op, mnemonic, memory))
+        .flatten();
+    picked.or_else(|| shuffle_operation(op, mnemonic, memory))
 }
 
-fn arithmetic(mnemonic: M, memory: bool) -> Option<Run> {
+fn arithmetic(op: &Op, mnemonic: M, memory: bool) -> Option<Run> {
     use vector::{ADD, DIV, MUL, SUB};
     let (operation, double, scalar) = match mnemonic {
         M::Addps => (ADD, false, false),
@@ -162,5 +164,5 @@ fn arithmetic(mnemonic: M, memory: bool) -> Option<Run> {
         M::Divsd => (DIV, true, true),
         _ => return None,
     };
-    Some(vector::arithmetic(operation, double, scalar, memory))
+    Some(vector::arithmetic(op, operation, double, scalar, memory))
 }

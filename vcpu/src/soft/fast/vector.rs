@@ -31,13 +31,51 @@ fn load_part<const W: u32>(cpu: &Cpu<World>, at: u64) -> Option<u128> {
     }
 }
 
+/// Where a second operand is.
+pub(super) const REGISTER: u8 = 0;
+/// In memory, at an address that is simple.
+pub(super) const SIMPLE: u8 = 1;
+/// In memory.
+pub(super) const MEMORY: u8 = 2;
+
+/// Where the second operand of this op is.
+pub(super) fn place(op: &Op, memory: bool) -> u8 {
+    match memory {
+        false => REGISTER,
+        true if op.has_simple_address() => SIMPLE,
+        true => MEMORY,
+    }
+}
+
+/// The address of a second operand.
+#[inline(always)]
+pub(super) fn second_address<const FROM: u8>(cpu: &Cpu<World>, op: &Op) -> u64 {
+    if FROM == SIMPLE {
+        address::<true>(cpu, op)
+    } else {
+        address::<false>(cpu, op)
+    }
+}
+
+/// The function that `$function::<…, where the second operand is>` is for this op.
+macro_rules! by_place {
+    ($op:expr, $memory:expr, $function:ident, $($kind:ident),*) => {
+        match place($op, $memory) {
+            REGISTER => $function::<$($kind,)* REGISTER>,
+            SIMPLE => $function::<$($kind,)* SIMPLE>,
+            _ => $function::<$($kind,)* MEMORY>,
+        }
+    };
+}
+pub(super) use by_place;
+
 /// The second operand: a register, or 128 bits of memory, which must be aligned (or #GP is due).
 #[inline(always)]
-fn source<const MEMORY: bool>(cpu: &Cpu<World>, op: &Op) -> Option<u128> {
-    if !MEMORY {
+fn source<const FROM: u8>(cpu: &Cpu<World>, op: &Op) -> Option<u128> {
+    if FROM == REGISTER {
         return Some(xmm(cpu, op.from));
     }
-    let at = address::<false>(cpu, op);
+    let at = second_address::<FROM>(cpu, op);
     at.is_multiple_of(16).then(|| cpu.env.tlb.load_wide(at))?
 }
 
@@ -191,11 +229,11 @@ pub(super) trait Operation {
     fn apply(a: u128, b: u128, immediate: u8) -> Option<u128>;
 }
 
-fn compute<F: Operation, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+fn compute<F: Operation, const FROM: u8>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     if !cpu.env.vectors {
         return slow(rest);
     }
-    let Some(b) = source::<MEMORY>(cpu, op) else {
+    let Some(b) = source::<FROM>(cpu, op) else {
         return slow(rest);
     };
     let Some(result) = F::apply(xmm(cpu, op.to), b, op.immediate() as u8) else {
@@ -206,12 +244,8 @@ fn compute<F: Operation, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest
 }
 
 /// The function for an operation.
-pub(super) fn operations<F: Operation>(memory: bool) -> Run {
-    if memory {
-        compute::<F, true>
-    } else {
-        compute::<F, false>
-    }
+pub(super) fn operations<F: Operation>(op: &Op, memory: bool) -> Run {
+    by_place!(op, memory, compute, F)
 }
 
 /// Floating-point arithmetic, numbered.
@@ -230,15 +264,15 @@ pub(super) const fn host_op(operation: u8) -> host::Op {
 }
 
 /// Arithmetic of all lanes.
-fn packed<F: Lane, const O: u8, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+fn packed<F: Lane, const O: u8, const FROM: u8>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     if !cpu.env.vectors || !host::allowed(cpu.state.fpu.mxcsr) {
         return slow(rest);
     }
-    let Some(b) = source::<MEMORY>(cpu, op) else {
+    let Some(b) = source::<FROM>(cpu, op) else {
         return slow(rest);
     };
     let Some(result) = F::packed_simply(const { host_op(O) }, xmm(cpu, op.to), b) else {
-        return packed_with_zeros::<F, O, MEMORY>(cpu, op, rest);
+        return packed_with_zeros::<F, O, FROM>(cpu, op, rest);
     };
     set_xmm(cpu, op.to, result);
     follow(cpu, rest)
@@ -246,8 +280,8 @@ fn packed<F: Lane, const O: u8, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &O
 
 /// The same where there are zeros. On its own, so that what is common needs no stack.
 #[inline(never)]
-fn packed_with_zeros<F: Lane, const O: u8, const MEMORY: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
-    let Some(b) = source::<MEMORY>(cpu, op) else {
+fn packed_with_zeros<F: Lane, const O: u8, const FROM: u8>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
+    let Some(b) = source::<FROM>(cpu, op) else {
         return slow(rest);
     };
     let Some(result) = F::packed(const { host_op(O) }, xmm(cpu, op.to), b) else {
@@ -258,22 +292,20 @@ fn packed_with_zeros<F: Lane, const O: u8, const MEMORY: bool>(cpu: &mut Cpu<Wor
 }
 
 /// The function for arithmetic.
-pub(super) fn arithmetic(operation: u8, double: bool, scalar: bool, memory: bool) -> Run {
+pub(super) fn arithmetic(op: &Op, operation: u8, double: bool, scalar: bool, memory: bool) -> Run {
     match operation {
-        ADD => arithmetic_of::<ADD>(double, scalar, memory),
-        SUB => arithmetic_of::<SUB>(double, scalar, memory),
-        MUL => arithmetic_of::<MUL>(double, scalar, memory),
-        _ => arithmetic_of::<DIV>(double, scalar, memory),
+        ADD => arithmetic_of::<ADD>(op, double, scalar, memory),
+        SUB => arithmetic_of::<SUB>(op, double, scalar, memory),
+        MUL => arithmetic_of::<MUL>(op, double, scalar, memory),
+        _ => arithmetic_of::<DIV>(op, double, scalar, memory),
     }
 }
 
-fn arithmetic_of<const O: u8>(double: bool, scalar: bool, memory: bool) -> Run {
-    match (double, scalar, memory) {
-        (false, false, false) => packed::<f32, O, false>,
-        (false, false, true) => packed::<f32, O, true>,
-        (false, true, memory) => scalar::arithmetic::<f32, O>(memory),
-        (true, false, false) => packed::<f64, O, false>,
-        (true, false, true) => packed::<f64, O, true>,
-        (true, true, memory) => scalar::arithmetic::<f64, O>(memory),
+fn arithmetic_of<const O: u8>(op: &Op, double: bool, scalar: bool, memory: bool) -> Run {
+    match (double, scalar) {
+        (false, false) => by_place!(op, memory, packed, f32, O),
+        (false, true) => scalar::arithmetic::<f32, O>(op, memory),
+        (true, false) => by_place!(op, memory, packed, f64, O),
+        (true, true) => scalar::arithmetic::<f64, O>(op, memory),
     }
 }
