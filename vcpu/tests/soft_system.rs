@@ -444,6 +444,9 @@ fn users_page_is_shut_again_when_flags_are_popped() {
     let state = machine.vcpu.state();
     assert_eq!((state.gpr[0], state.gpr[1], state.gpr[8]), (0x77, 0, 1));
     assert_eq!(state.sys.cr2, USER_STACK);
+    // The flag says what may be accessed, and not what is translated to what.
+    let stats = machine.vcpu.shadow_stats();
+    assert!(stats.roots + stats.root_hits < 6, "{stats:?}");
 }
 
 /// One instruction, or a few that belong together. `starts` are places where code begins.

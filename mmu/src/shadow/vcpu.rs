@@ -125,13 +125,20 @@ impl<O: MmuObserver> ShadowVcpu<O> {
     /// The registers have changed, or CR3 was loaded: translations are forgotten, and the next
     /// [`ShadowMmu::root`](super::ShadowMmu::root) finds or makes the root that belongs to them.
     ///
-    /// RFLAGS.AC and PKRU may change without the root: a walker has them itself.
+    /// RFLAGS.AC and PKRU may change without the root: a walker has them itself. For the flag alone there is
+    /// [`ShadowVcpu::set_alignment_flag`], which costs nothing.
     pub fn set_state(&mut self, state: PagingState) {
         if rules_of(&self.own.state) != rules_of(&state) {
             self.own.forget_roots();
         }
         self.load_cr3(state, self.own.pcid, true);
         self.own.outdate_roots(|_| true);
+    }
+
+    /// RFLAGS.AC has changed and nothing else. Translations stay: whoever uses one looks at the flag (SDM vol. 3A section
+    /// 4.6.1, SMAP).
+    pub fn set_alignment_flag(&mut self, ac: bool) {
+        self.own.state.ac = ac;
     }
 
     /// CR3 was loaded, in an address space of this PCID (0 where PCIDs aren't in use). With `keep` (bit 63 of the value)

@@ -274,6 +274,8 @@ fn run_on(block: &Block, cpu: &mut Cpu<World>, mode: Mode, executed: &mut u64, f
             // Modes of fast ops have no trap behind an instruction and no shadow that would have to end.
             cpu.env.finish = Finish::of(instruction.instruction(), at(start, end, mode.size), request);
         }
+        // CR0.TS may be set now.
+        cpu.env.vectors = cpu.state.has_vectors();
         let plain = step == (Step::Done { trap: false }) && !cpu.env.moved;
         // A serialising instruction has what others did to code count from now on.
         if !plain || !cpu.env.is_current() {

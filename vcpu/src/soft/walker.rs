@@ -259,8 +259,7 @@ impl Walker {
         let ac = if access.alignment_flag { rflags::AC } else { 0 };
         if regs.cr4 & cr4::SMAP != 0 && regs.rflags & rflags::AC != ac {
             regs.rflags = regs.rflags & !rflags::AC | ac;
-            self.vcpu.set_state(PagingState::new(regs));
-            self.rooted = None;
+            self.vcpu.set_alignment_flag(access.alignment_flag);
         }
         let mut cpu = HwCpu {
             cr0: cr0::PG | cr0::WP,
