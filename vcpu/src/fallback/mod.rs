@@ -5,10 +5,11 @@
 //! through the exits that the run loop answers anyway. If failures come thick, the guest stays in software for a while
 //! ([`policy`]). Read in this order: [`host`] (what it needs of the backend), [`policy`], `replay` (how an instruction waits
 //! for a device), `code` and `translations` (what is remembered), `tables`, `exchange`, `guest` and `platform` (the core's
-//! world), `software` (a stretch from its beginning to its end), this file, `half_syscall`.
+//! world), `tools` and `end`, `software` (a stretch from its beginning to its end), this file, `half_syscall`.
 
 mod code;
 mod counts;
+mod end;
 mod exchange;
 mod guest;
 mod half_syscall;
@@ -21,6 +22,7 @@ mod software;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod tools;
 mod translations;
 
 pub use counts::{FallbackCounts, Stretches};
@@ -32,10 +34,12 @@ use crate::backend::{BackendError, Kick, ShadowTables, VcpuBackend};
 use crate::emulate::{Request, flags};
 use crate::exit::{VmEntry, VmExit};
 use crate::regs::{Regs, SystemRegs};
+use end::{End, GoOn};
 use policy::Policy;
-use software::{Begun, End, GoOn, InSoftware, Tools};
+use software::{Begun, InSoftware};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tools::Tools;
 use umbra_memslots::SlotReader;
 
 /// A backend that executes in software what `B` can't.

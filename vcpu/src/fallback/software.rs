@@ -7,58 +7,26 @@
 
 use super::FallbackCounts;
 use super::code::{CodeCache, CodeSet};
+use super::end::{After, End, GoOn};
 use super::guest::{Guest, describe, fetch};
 use super::half_syscall;
 use super::host::{EmulationHost, NotKnown};
 use super::parts::Parts;
 use super::policy::{Ask, Executed, HandBack, Stretch};
-use super::replay::Replay;
-use super::translations::Translations;
+use super::tools::Tools;
 use crate::backend::BackendError;
 use crate::emulate::state::{RCX, cr4};
 use crate::emulate::{Cpu, CpuState, Event, Exception, Request, Source, Step, Stop, flags};
 use crate::paging;
 use iced_x86::{Code, Mnemonic};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use umbra_memslots::SlotReader;
 
 /// Exceptions delivered for one instruction, its own and what delivery leaves. A guest whose handler traps as it is entered,
 /// for ever, loses those beyond.
 const DELIVERIES: usize = 4;
-
-/// What is kept from one stretch to the next, and what a stretch has to look at.
-pub(super) struct Tools {
-    pub replay: Replay,
-    pub counts: FallbackCounts,
-    /// A kick was made; the backend has seen it, too.
-    pub kicked: Arc<AtomicBool>,
-    translations: Translations,
-    code: CodeCache,
-    /// What the backend has failed at.
-    failing: CodeSet,
-    clock: Instant,
-}
-
-impl Tools {
-    pub fn new() -> Self {
-        Self {
-            replay: Replay::default(),
-            counts: FallbackCounts::default(),
-            kicked: Arc::default(),
-            translations: Translations::default(),
-            code: CodeCache::default(),
-            failing: CodeSet::default(),
-            clock: Instant::now(),
-        }
-    }
-
-    /// For the policy.
-    pub fn now(&self) -> Duration {
-        self.clock.elapsed()
-    }
-}
 
 /// A vCPU whose state the core has.
 pub(super) struct InSoftware {
@@ -91,24 +59,6 @@ pub(super) struct Begun {
 /// What is known of an instruction that was not fetched.
 const NOT_FETCHED: (Code, Mnemonic) = (Code::INVALID, Mnemonic::INVALID);
 
-/// Why the core stops.
-pub(super) enum End {
-    /// The backend is to go on.
-    GiveBack(GoOn),
-    /// The backend is to go on, with its registers as they were.
-    RunAgain,
-    /// A request is to be answered; the core goes on then.
-    Wait(Request),
-    /// Somebody is in the way of an instruction that has begun; the core goes on with it in the next run.
-    Interrupted,
-    /// The vCPU waits for an interrupt.
-    Halted,
-    /// It has shut down.
-    Shutdown,
-    /// The core doesn't know the instruction either; the backend's registers are as they were.
-    Unknown,
-}
-
 /// Where the policy gets its answers.
 struct Asker<'a, 'b, B> {
     env: &'a mut Guest<'b, B>,
@@ -123,23 +73,6 @@ impl<B: EmulationHost> Ask for Asker<'_, '_, B> {
     fn interrupt_waits(&mut self) -> bool {
         self.env.interrupt_waits()
     }
-}
-
-/// With what the backend goes on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum GoOn {
-    /// With user code, or with a wait for an interrupt.
-    Run,
-    /// With an instruction or an interrupt that is its own to handle.
-    Step,
-}
-
-/// What became of one instruction.
-enum After {
-    Executed(Executed),
-    /// Nothing: another CPU or a change of slots was in the way. The same is to be tried again.
-    Contended,
-    End(End),
 }
 
 impl InSoftware {
