@@ -126,3 +126,39 @@ fn instruction_whose_second_part_is_in_a_device_is_fetched_from_both() {
     assert_eq!(exit, VmExit::Hlt);
     assert_eq!(guest.rbx(), 0x4433_2211);
 }
+
+#[test]
+fn code_and_page_table_that_a_device_writes_to_count_when_it_has_said_so() {
+    let mut guest = Guest::paged(|a| {
+        let mut spin = a.create_label();
+        a.set_label(&mut spin)?;
+        a.inc(dword_ptr(0x4000))?;
+        a.mov(ebx, dword_ptr(0x5000))?;
+        a.jmp(spin)?;
+        a.nop()?;
+        a.hlt()
+    });
+    guest.put(0x6000, 7);
+    guest.vcpu.stop_after(1 << 32);
+    let Guest { machine, vcpu } = &mut guest;
+    let rounds = || {
+        let mut bytes = [0; 4];
+        machine.ram.read(Gpa::new(0x4000), &mut bytes).unwrap();
+        u32::from_le_bytes(bytes)
+    };
+    let wait = |rounds_more: u32| {
+        let end = rounds() + rounds_more;
+        while rounds() < end {
+            thread::yield_now();
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Hlt));
+        wait(100);
+        machine.write_as_device(TABLE + 4 * 5, &0x6003_u32.to_le_bytes());
+        // A jump over itself to `hlt`.
+        let jump = CODE + 6 + 6;
+        machine.write_as_device(jump + 1, &[1]);
+    });
+    assert_eq!(guest.rbx(), 7);
+}
