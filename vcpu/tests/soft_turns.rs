@@ -204,8 +204,10 @@ fn start_timer(a: &mut CodeAssembler) -> Result<(), IcedError> {
 /// a locked one.
 fn race(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(eax, dword_ptr(SHARED))?;
-    a.bswap(eax)?;
-    a.bswap(eax)?;
+    a.mov(ebp, eax)?;
+    // What it looks up, somewhere in memory, is of no interest.
+    a.xlatb()?;
+    a.mov(eax, ebp)?;
     a.inc(eax)?;
     a.mov(dword_ptr(SHARED), eax)?;
     a.lock().inc(dword_ptr(SHARED + 64))

@@ -1,7 +1,7 @@
 //! [`SoftCounts`]: what a software CPU executed, and what of it was left to the instruction core.
 //!
-//! One thread counts, with plain loads and stores; any may look. Only what is slow anyway counts anything: each instruction
-//! that the core executes. How many there were in all is published when the vCPU comes out.
+//! One thread counts, with plain loads and stores; any may look. Only what is slow anyway counts anything: each decoded
+//! instruction that the core executes (not one that it fetches itself, where there is no block). How many there were in all is published when the vCPU comes out.
 
 use iced_x86::Mnemonic;
 use serde::Serialize;

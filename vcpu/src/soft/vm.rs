@@ -6,7 +6,7 @@ use super::vcpu::SoftVcpu;
 use std::sync::Arc;
 use umbra_devices::{Clock, HostClock, ManualClock};
 use umbra_memslots::{
-    AddressSpaceId, Generation, GfnRange, MemSlot, ObserverError, SlotChange, SlotObserver, SlotReader,
+    AddressSpaceId, Generation, GfnRange, Gpa, MemSlot, ObserverError, PAGE_SIZE, SlotChange, SlotObserver, SlotReader,
 };
 use umbra_mmu::NoObserver;
 use umbra_mmu::shadow::{HostParams, LayoutError, ShadowError, ShadowMmu, SpteLayout, TlbControl};
@@ -44,6 +44,23 @@ pub(super) struct Shared {
     pub clock: Arc<dyn Clock>,
     /// The same clock, if it is the vCPUs' instructions that move it.
     pub counted: Option<Arc<ManualClock>>,
+}
+
+impl Shared {
+    /// These bytes were written by nobody's instruction.
+    fn written(&self, gpa: Gpa, bytes: u64) {
+        let (mut at, mut left) = (gpa, bytes);
+        while left > 0 {
+            let part = left.min(PAGE_SIZE - at.page_offset());
+            #[expect(clippy::cast_possible_truncation, reason = "at most a page")]
+            self.mmu
+                .guest_wrote(&mut NoObserver, &mut FlushAll(&self.gates), at, part as u16);
+            #[expect(clippy::cast_possible_truncation, reason = "at most a page")]
+            self.code.written(at, part as usize);
+            at = at.wrapping_add(part);
+            left -= part;
+        }
+    }
 }
 
 /// A machine whose vCPUs are software.
@@ -107,6 +124,18 @@ impl SoftVm {
     /// Keeps the shadow tables in step with the memory slots; to be added to their table before the first slot.
     pub fn slot_follower(&self) -> Box<dyn SlotObserver> {
         Box::new(Follower(Arc::clone(&self.0)))
+    }
+
+    /// Who writes to guest memory while vCPUs run and is none of them (a device with DMA, a debugger) calls this after each
+    /// write, with the first byte's address and the number of bytes, as often as it likes and from any thread: then what
+    /// vCPUs have decoded or translated from these bytes does not count any more, with their next blocks of code. No
+    /// device of Umbra's does; memory slots that come and go are followed by [`SoftVm::slot_follower`].
+    ///
+    /// The call waits until no vCPU uses page tables that were written to. So the caller must hold nothing for which a
+    /// vCPU waits in guest code; a device's access handler may call it.
+    pub fn write_follower(&self) -> impl Fn(Gpa, u64) + Send + Sync + use<> {
+        let shared = Arc::clone(&self.0);
+        move |gpa, bytes| shared.written(gpa, bytes)
     }
 
     /// A vCPU, which sees the memory that `slots` shows.

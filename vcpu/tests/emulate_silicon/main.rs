@@ -48,16 +48,19 @@ static TURN: Mutex<()> = Mutex::new(());
 const DEFAULT_CASES: u64 = 500_000;
 const DEFAULT_SEED: u64 = 0x756d_6272_615f_6361;
 
+/// A number, hexadecimal behind `0x`.
+fn parse(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
 fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|text| {
-            text.trim_start_matches("0x")
-                .parse()
-                .or(u64::from_str_radix(text.trim_start_matches("0x"), 16))
-                .ok()
-        })
-        .unwrap_or(default)
+    std::env::var(name).ok().map_or(default, |text| match parse(&text) {
+        Some(number) => number,
+        None => panic!("{name}: {text:?} is no number"),
+    })
 }
 
 /// Of a hundred cases, how many fall to a mode: 64-bit mode has the most forms, and all of SSE twice as many registers.
@@ -98,10 +101,12 @@ fn run(mode: Mode, silicon: &mut dyn Silicon) -> Report {
     report
 }
 
-/// Whether CPUID says GenuineIntel.
-#[cfg(target_env = "gnu")]
-fn is_intel() -> bool {
-    std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Genu")
+#[test]
+fn numbers_have_the_base_that_their_prefix_says() {
+    assert_eq!(
+        ["1234", "0x1234", "0x", "12g"].map(parse),
+        [Some(1234), Some(0x1234), None, None]
+    );
 }
 
 #[test]
@@ -124,7 +129,7 @@ fn silicon_and_core_agree_on_random_instructions() {
 #[cfg(target_env = "gnu")]
 fn silicon_and_core_agree_in_compatibility_mode() {
     // What vendors do differently in these modes (`vendor`) was found on Intel's processors.
-    if !is_intel() && std::env::var_os("UMBRA_SILICON_ANY_VENDOR").is_none() {
+    if !vendor::is_intel() && std::env::var_os("UMBRA_SILICON_ANY_VENDOR").is_none() {
         println!("skipped: an Intel processor (UMBRA_SILICON_ANY_VENDOR=1 compares on any)");
         return;
     }

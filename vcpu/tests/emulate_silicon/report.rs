@@ -14,6 +14,8 @@ const MANY: usize = 40;
 pub struct Report {
     pub cases: u64,
     pub failures: Vec<String>,
+    /// Batches that were run twice.
+    repeated: u64,
     failed_codes: BTreeMap<String, usize>,
     coverage: BTreeMap<String, Row>,
 }
@@ -28,6 +30,13 @@ struct Row {
 impl Report {
     pub fn worth_going_on(&self) -> bool {
         self.failures.len() < MANY
+    }
+
+    /// Whether a batch may be run once more, which is counted: at most one in 50 000 cases, and two.
+    pub fn may_repeat(&mut self) -> bool {
+        let may = self.repeated < 2 + self.cases / 50_000;
+        self.repeated += u64::from(may);
+        may
     }
 
     pub fn note(&mut self, case: &Case, silicon: &Ended, differences: &[String]) {
@@ -98,6 +107,9 @@ impl Report {
             self.cases,
             self.coverage.len()
         );
+        if self.repeated > 0 {
+            println!("{} batches run twice, for a #UD that only KVM knows of", self.repeated);
+        }
         for failure in &self.failures {
             println!("{failure}");
         }

@@ -113,6 +113,11 @@ pub fn may_have_begun(case: &Case, core: How) -> bool {
 /// Whether this processor writes only the lower half when it pushes a segment register with a 32-bit operand, as
 /// Intel's do (SDM vol. 2, PUSH); the core writes zeros above.
 pub fn pushes_half() -> bool {
+    is_intel()
+}
+
+/// Whether CPUID says GenuineIntel.
+pub fn is_intel() -> bool {
     let vendor = std::arch::x86_64::__cpuid(0);
     [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
 }

@@ -14,6 +14,8 @@ pub struct Outcome {
     pub memory: Vec<u8>,
     /// Where exceptions' frames lie, as far as the core knows.
     pub frames: Vec<Frame>,
+    /// The exception that kept another from being delivered, so that a double fault came of it, as far as the core knows.
+    pub second: Option<u8>,
 }
 
 /// What an exception has pushed.

@@ -4,8 +4,8 @@
 //! left out in `compare`.
 
 use super::compare::Outcome;
-use super::image::STUBS;
 use super::machine::End;
+use super::vector;
 use umbra_vcpu::emulate::exception;
 use umbra_vcpu::emulate::flags::ZF;
 use umbra_vcpu::emulate::state::RSP;
@@ -16,7 +16,16 @@ pub fn explain(found: &[String], trace: &[String], kvm: &Outcome, core: &Outcome
     let only = |parts: &[&str]| found.iter().all(|line| parts.iter().any(|part| line.starts_with(part)));
     let long = core.state.long_mode();
     // SDM vol. 3A section 8.7: in long mode there are no 16-bit task states.
-    if executed("Ltr") && long && matches!(kvm.state.sys.tr.kind, 1 | 3) {
+    // The core's #GP is where the two part.
+    let refused = || {
+        let mut pairs = trace.iter().zip(trace.iter().skip(1));
+        let protection = format!("exception Exception {{ vector: {:x},", exception::GP);
+        pairs.any(|(line, next)| line.starts_with("Ltr ") && next.starts_with(&protection))
+    };
+    let task = found
+        .iter()
+        .any(|line| line.starts_with("tr: ") || line.starts_with("end: "));
+    if long && task && refused() && matches!(kvm.state.sys.tr.kind, 1 | 3) {
         return Some("QEMU's ltr takes a 16-bit task state in long mode");
     }
     // SDM vol. 2, LAR and LSL: table of the types that are valid in long mode.
@@ -35,10 +44,10 @@ pub fn explain(found: &[String], trace: &[String], kvm: &Outcome, core: &Outcome
     if only(&["memory", "ss: kvm Segment { selector: 0,"]) && software.into_iter().any(returns_behind) {
         return Some("KVM has a fault of int n, into or int3 return behind it");
     }
-    // SDM vol. 3A table 6-5: KVM injects what it has intercepted; what goes wrong then is a second exception.
-    let handler = |outcome: &Outcome| outcome.state.rip.checked_sub(STUBS).map(|offset| offset / 16);
-    let doubled = handler(core) == Some(exception::DF.into()) || core.end == End::ShutDown;
-    if doubled && kvm.end == End::Halted && handler(kvm).is_some_and(|vector| vector < 32) {
+    // SDM vol. 3A table 6-5: KVM injects what it has intercepted; what goes wrong then is a second exception, at whose
+    // handler KVM's program ends.
+    let doubled = vector(&core.state) == Some(exception::DF) || core.end == End::ShutDown;
+    if doubled && kvm.end == End::Halted && core.second.is_some() && vector(&kvm.state) == core.second {
         return Some("QEMU makes no double fault of an exception while an injected one is delivered");
     }
     None

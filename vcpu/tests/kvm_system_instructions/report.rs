@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 #[derive(Default)]
 pub struct Report {
     pub failures: Vec<String>,
-    programs: BTreeMap<Mode, [u64; 3]>,
+    programs: BTreeMap<Mode, [u64; 4]>,
     /// Executions, by mnemonic and mode in which the program began.
     coverage: BTreeMap<String, BTreeMap<Mode, u64>>,
     exceptions: u64,
@@ -17,6 +17,7 @@ pub struct Report {
 const EQUAL: usize = 0;
 const SHUT_DOWN: usize = 1;
 const LEFT_OUT: usize = 2;
+const DEVIATED: usize = 3;
 
 impl Report {
     pub fn equal(&mut self, mode: Mode, trace: &[String], end: End) {
@@ -28,6 +29,7 @@ impl Report {
 
     pub fn deviates(&mut self, mode: Mode, trace: &[String], deviation: &'static str) {
         self.count(mode, trace);
+        self.programs.entry(mode).or_default()[DEVIATED] += 1;
         *self.deviations.entry(deviation).or_default() += 1;
     }
 
@@ -45,6 +47,16 @@ impl Report {
         // At once: the machine under the test may not outlive the next program.
         println!("{text}");
         self.failures.push(text);
+    }
+
+    /// The modes in which less than two thirds of the programs were equal on both sides.
+    pub fn thin(&self) -> Vec<&'static str> {
+        let thin = |counts: &[u64; 4]| {
+            let [equal, _, left_out, deviated] = counts;
+            3 * equal < 2 * (equal + left_out + deviated)
+        };
+        let modes = self.programs.iter().filter(|(_, counts)| thin(counts));
+        modes.map(|(mode, _)| mode.name()).collect()
     }
 
     fn count(&mut self, mode: Mode, trace: &[String]) {
@@ -65,9 +77,9 @@ impl Report {
 
     /// Prints the coverage as `docs/instructions.md` has it.
     pub fn print(&self) {
-        for (mode, [equal, shut_down, left_out]) in &self.programs {
+        for (mode, [equal, shut_down, left_out, deviated]) in &self.programs {
             println!(
-                "{}: {equal} programs equal, {shut_down} of them shut down; {left_out} left out",
+                "{}: {equal} programs equal, {shut_down} of them shut down; {deviated} deviated, {left_out} left out",
                 mode.name()
             );
         }

@@ -9,6 +9,7 @@ use umbra_vcpu::emulate::state::{cr0, cr4, efer};
 use umbra_vcpu::emulate::{Access, AccessKind, CpuState, Exception, Memory, Platform, Stop, Translation};
 
 /// Memory, and as much of the controls as decides about faults.
+#[derive(Clone)]
 pub struct World {
     pub memory: Vec<u8>,
     controls: Controls,

@@ -50,6 +50,12 @@ impl Machine {
         Self { ram: memory, vm }
     }
 
+    /// Writes as a device with DMA does.
+    pub fn write_as_device(&self, at: u64, bytes: &[u8]) {
+        self.ram.write(Gpa::new(at), bytes).unwrap();
+        self.vm.write_follower()(Gpa::new(at), bytes.len() as u64);
+    }
+
     /// A vCPU that begins at `rip`, with its stack below `rsp`.
     pub fn vcpu(&self, rip: u64, rsp: u64) -> SoftVcpu {
         let mut vcpu = self.vm.create_vcpu(self.ram.reader());

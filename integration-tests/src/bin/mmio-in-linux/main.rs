@@ -12,10 +12,10 @@ mod table;
 
 use boot::Kernel;
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use umbra_integration_tests::lab::host::Host;
 use umbra_integration_tests::lab::plan::small_kernel;
-use umbra_integration_tests::page::replace_section;
+use umbra_integration_tests::page::{self, replace_section};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1);
@@ -56,7 +56,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let table = table::render(&rows);
     println!("{table}");
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks.md");
+    let page = page::path();
     let text = std::fs::read_to_string(&page)?;
     std::fs::write(&page, replace_section(&text, "mmio_in_linux", &table)?)?;
     Ok(())

@@ -28,7 +28,6 @@ pub fn pages(a: &mut CodeAssembler, rounds: u32) -> Result<(), IcedError> {
             a.mov(ecx, PAGE / 8)?;
             a.rep().movsq()?;
             end(a, again)?;
-            a.mov(edi, TO)?;
             a.mov(rax, qword_ptr(TO))?;
             a.add(rax, qword_ptr(TO + PAGE - 8))?;
             fold(a)
