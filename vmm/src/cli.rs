@@ -223,11 +223,15 @@ pub fn one_line(error: &clap::Error) -> String {
         .map(str::trim)
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
         .filter(|line| !line.is_empty())
-        .collect::<Vec<_>>()
-        .join(" ");
+        .map(|line| match line.strip_prefix("tip: ") {
+            Some(tip) => format!("; {tip}"),
+            None => format!(" {line}"),
+        })
+        .collect::<String>();
+    let said = said.trim_start();
     format!(
         "{} (`vmm --help` tells more)",
-        said.strip_prefix("error: ").unwrap_or(&said)
+        said.strip_prefix("error: ").unwrap_or(said)
     )
 }
 
@@ -254,7 +258,7 @@ mod tests {
                 "invalid value 'yesterday' for '--rtc <DATE>'",
             ),
             ("vmm --stats=yaml", "`yaml` is not one of text, json"),
-            ("vmm --trase x", "a similar argument exists: '--trace'"),
+            ("vmm --trase x", "found; a similar argument exists: '--trace'"),
             ("vmm run a b", "unexpected argument 'b'"),
         ] {
             let text = one_line(&parse(line).unwrap_err());
