@@ -2,9 +2,9 @@
 //!
 //! A vCPU that decodes code of a frame has the frame entered here, and then has all TLBs forget that it may be written:
 //! from there on it is *watched*, writes take the slow path, which looks here. Until then, nobody relies on the entry, and
-//! whoever else decodes code of the frame has TLBs flushed as well. Each vCPU finds out before its next block what has changed, and forgets its own
-//! blocks of it. x86 promises no more: another CPU's new code is certain to be seen after a serialising instruction (SDM
-//! vol. 3A 9.1.3), its own at once.
+//! whoever else decodes code of the frame has TLBs flushed as well. Each vCPU finds out before its next block what has
+//! changed, and forgets its own blocks of it. x86 promises no more: another CPU's new code is certain to be seen after a
+//! serialising instruction (SDM vol. 3A 9.1.3), its own at once.
 
 use super::sync::{AtomicU64, Lock, Ordering};
 use std::collections::{HashMap, VecDeque};
