@@ -183,6 +183,17 @@ pub enum VmEntry {
     Complete(u64),
 }
 
+impl VmEntry {
+    /// The answer to an access: the value of a read, and anything for a write. `None` says that it faults.
+    pub(crate) const fn answer(self) -> Option<u64> {
+        match self {
+            Self::Value(value) | Self::Complete(value) => Some(value),
+            Self::Resume => Some(0),
+            Self::Fault => None,
+        }
+    }
+}
+
 impl VmExit {
     /// Whether the exit wants a value: only then is [`VmEntry::Value`] an answer to it.
     pub const fn wants_value(&self) -> bool {

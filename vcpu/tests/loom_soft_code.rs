@@ -119,6 +119,15 @@ fn model(f: impl Fn() + Sync + Send + 'static) {
     builder.check(f);
 }
 
+/// When all is quiet, none has code that is not what memory says.
+fn check_again(vcpus: [Vcpu; 2]) {
+    for mut vcpu in vcpus {
+        let _ = vcpu.enter();
+        vcpu.check();
+        vcpu.pass.leave();
+    }
+}
+
 #[test]
 fn vcpu_sees_its_own_store_to_code_that_another_decodes() {
     model(|| {
@@ -135,12 +144,7 @@ fn vcpu_sees_its_own_store_to_code_that_another_decodes() {
         let _ = first.enter();
         first.decode();
         first.pass.leave();
-        let mut second = thread.join().unwrap();
-        for vcpu in [&mut first, &mut second] {
-            let _ = vcpu.enter();
-            vcpu.check();
-            vcpu.pass.leave();
-        }
+        check_again([first, thread.join().unwrap()]);
     });
 }
 
@@ -162,11 +166,6 @@ fn vcpu_that_does_not_know_yet_of_anothers_store_sees_its_own() {
         first.store(3);
         first.decode();
         first.pass.leave();
-        let mut second = thread.join().unwrap();
-        for vcpu in [&mut first, &mut second] {
-            let _ = vcpu.enter();
-            vcpu.check();
-            vcpu.pass.leave();
-        }
+        check_again([first, thread.join().unwrap()]);
     });
 }

@@ -157,8 +157,25 @@ fn deadline_timer_wakes_a_halted_x2apic() {
     assert_eq!(timers.join().unwrap(), None);
 }
 
-#[test]
-fn nmi_comes_with_interrupts_off_and_the_next_one_after_iret() {
+/// A handler of an NMI that sends another one, which has to wait, and then does `more`: it writes to port 0x80, and
+/// the handler of the second one to 0x81.
+fn send_another(a: &mut CodeAssembler, more: Code) -> Result<(), IcedError> {
+    let mut second = a.create_label();
+    a.inc(ebx)?;
+    a.cmp(ebx, 2)?;
+    a.je(second)?;
+    poke(a, ICR, 0x4400)?;
+    more(a)?;
+    a.nop()?;
+    a.out(0x80, al)?;
+    a.iretd()?;
+    a.set_label(&mut second)?;
+    a.out(0x81, al)?;
+    a.iretd()
+}
+
+/// A guest that sends itself an NMI meets its handler, the other one's, and then goes on.
+fn assert_nmis_come_one_after_the_other(handler: Code) {
     let guest = Guest::new(1);
     guest.gate(2);
     guest.load(32, CODE, |a| {
@@ -168,54 +185,25 @@ fn nmi_comes_with_interrupts_off_and_the_next_one_after_iret() {
         a.nop()?;
         a.out(0x82, al)
     });
-    guest.load(32, HANDLER, |a| {
-        let mut second = a.create_label();
-        a.inc(ebx)?;
-        a.cmp(ebx, 2)?;
-        a.je(second)?;
-        // Another one, which has to wait.
-        poke(a, ICR, 0x4400)?;
-        a.nop()?;
-        a.out(0x80, al)?;
-        a.iretd()?;
-        a.set_label(&mut second)?;
-        a.out(0x81, al)?;
-        a.iretd()
-    });
+    guest.load(32, HANDLER, handler);
     let mut vcpu = guest.vcpu(0);
     let ports: Vec<_> = (0..3).map(|_| output(&mut vcpu).0).collect();
     assert_eq!(ports, [0x80, 0x81, 0x82]);
 }
 
 #[test]
+fn nmi_comes_with_interrupts_off_and_the_next_one_after_iret() {
+    assert_nmis_come_one_after_the_other(|a| send_another(a, |_| Ok(())));
+}
+
+#[test]
 fn nmi_that_waits_for_iret_is_not_lost_by_a_handler_that_lets_interrupts_in() {
-    let guest = Guest::new(1);
-    guest.gate(2);
-    guest.load(32, CODE, |a| {
-        poke(a, SVR, 0x1ff)?;
-        poke(a, ICR_HIGH, 0)?;
-        poke(a, ICR, 0x4400)?;
-        a.nop()?;
-        a.out(0x82, al)
+    assert_nmis_come_one_after_the_other(|a| {
+        send_another(a, |a| {
+            a.sti()?;
+            a.nop()
+        })
     });
-    guest.load(32, HANDLER, |a| {
-        let mut second = a.create_label();
-        a.inc(ebx)?;
-        a.cmp(ebx, 2)?;
-        a.je(second)?;
-        poke(a, ICR, 0x4400)?;
-        a.sti()?;
-        a.nop()?;
-        a.nop()?;
-        a.out(0x80, al)?;
-        a.iretd()?;
-        a.set_label(&mut second)?;
-        a.out(0x81, al)?;
-        a.iretd()
-    });
-    let mut vcpu = guest.vcpu(0);
-    let ports: Vec<_> = (0..3).map(|_| output(&mut vcpu).0).collect();
-    assert_eq!(ports, [0x80, 0x81, 0x82]);
 }
 
 #[test]

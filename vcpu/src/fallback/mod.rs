@@ -218,12 +218,7 @@ impl<B: EmulationHost> VcpuBackend for Fallback<B> {
                     self.asked = Some((request, exit));
                     return Err(BackendError::WrongEntry { entry, expected });
                 }
-                let value = match entry {
-                    VmEntry::Value(value) | VmEntry::Complete(value) => Some(value),
-                    VmEntry::Resume => Some(0),
-                    VmEntry::Fault => None,
-                };
-                self.tools.replay.answer(request, value);
+                self.tools.replay.answer(request, entry.answer());
             }
             None if self.held.is_some() || self.begun.is_some() => VmExit::Interrupted
                 .accepts(entry)

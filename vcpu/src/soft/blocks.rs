@@ -42,7 +42,8 @@ impl Key {
     }
 }
 
-/// Decoded instructions that are executed one after the other: what lies between a jump and its target is left out. As large as a line of the host's cache, so that finding one looks at one.
+/// Decoded instructions that are executed one after the other: what lies between a jump and its target is left out. As
+/// large as a line of the host's cache, so that finding one looks at one.
 #[repr(align(64))]
 pub(super) struct Block {
     key: Key,

@@ -4,6 +4,7 @@
 //! devices are a `mov` of one register in a block of fast ops, of which nothing is left to be done but to put the answer
 //! where it belongs and to go on: no second execution is needed.
 
+use super::fast::number;
 use super::vcpu::SoftVcpu;
 use crate::emulate::Request;
 use crate::emulate::state::{self, CpuState};
@@ -68,9 +69,7 @@ impl Finish {
 
 /// A general-purpose register, and how much of it from bit 0 on.
 fn whole_or_low(register: Register) -> Option<(usize, Width)> {
-    let is_high = matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
-    let whole = register.is_gpr() && !is_high;
-    whole.then(|| (register.full_register().number(), state::register_width(register)))
+    number(register).map(|number| (number.into(), state::register_width(register)))
 }
 
 impl SoftVcpu {

@@ -439,12 +439,7 @@ impl VcpuBackend for SoftVcpu {
             self.asked = Some((request, exit));
             return Err(BackendError::WrongEntry { entry, expected });
         }
-        let value = match entry {
-            VmEntry::Value(value) | VmEntry::Complete(value) => Some(value),
-            VmEntry::Resume => Some(0),
-            VmEntry::Fault => None,
-        };
-        let waiting = self.answer(request, value);
+        let waiting = self.answer(request, entry.answer());
         Ok(self.go_inside(waiting, finish_only))
     }
 

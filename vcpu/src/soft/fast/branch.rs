@@ -14,7 +14,7 @@ fn reachable<const W: u32>(cpu: &Cpu<World>, target: u64) -> bool {
 
 /// RIP of the next instruction. Meanwhile RIP itself is still that of the block.
 #[inline(always)]
-fn next(cpu: &Cpu<World>, op: &Op) -> u64 {
+pub(super) fn next(cpu: &Cpu<World>, op: &Op) -> u64 {
     cpu.state.rip.wrapping_add(op.end())
 }
 

@@ -36,7 +36,7 @@ mod system;
 mod vector;
 
 pub(super) use fuse::fuse;
-pub(super) use select::select;
+pub(super) use select::{number, select};
 
 use super::world::World;
 use crate::emulate::{Cpu, flags as rflags};

@@ -304,7 +304,7 @@ fn is_high(register: Register) -> bool {
 }
 
 /// The number of a general-purpose register that is the low part of its whole.
-pub(super) fn number(register: Register) -> Option<u8> {
+pub(in crate::soft) fn number(register: Register) -> Option<u8> {
     (register.is_gpr() && !is_high(register)).then(|| register.full_register().number() as u8 & 15)
 }
 

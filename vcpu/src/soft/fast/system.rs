@@ -3,6 +3,7 @@
 //! What they do is said by the instruction core, whose functions change nothing if they fail. A failure leaves the
 //! instruction to the core as a whole, which finds the same once more and says what comes of it.
 
+use super::branch::next;
 use super::memory::load;
 use super::{Op, Run, Went, crossed, follow, settle_flags, slow};
 use crate::emulate::state::RSP;
@@ -21,9 +22,8 @@ fn done(result: Result<(), Stop>, op: &Op, rest: &[Op]) -> Went {
 
 fn system_call(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
     settle_flags(cpu);
-    // Until an op sets it, RIP is that of the block.
-    let next = cpu.state.rip.wrapping_add(op.end());
-    done(cpu.call_system(next), op, rest)
+    let back = next(cpu, op);
+    done(cpu.call_system(back), op, rest)
 }
 
 fn system_return<const LONG: bool>(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
@@ -45,8 +45,8 @@ fn interrupt(cpu: &mut Cpu<World>, op: &Op, rest: &[Op]) -> Went {
         return slow(rest);
     }
     settle_flags(cpu);
-    let next = cpu.state.rip.wrapping_add(op.end());
-    done(cpu.call_handler(op.from, next), op, rest)
+    let back = next(cpu, op);
+    done(cpu.call_handler(op.from, back), op, rest)
 }
 
 /// `iretq`, if its frame is where the TLB knows it.
